@@ -1,0 +1,142 @@
+"""The one description of a decoder: every family is a value of `ModelConfig`, not a class of its own."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length a model was trained on.
+
+    Attributes:
+        kind: `linear` divides every frequency by `factor`; `llama3` only the low ones, with a smooth ramp.
+        factor: the stretch.
+        low_freq_factor: llama3: wavelengths above original_max_positions / this are stretched in full.
+        high_freq_factor: llama3: wavelengths below original_max_positions / this are left alone.
+        original_max_positions: the length the model was trained on.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape and the arithmetic of a decoder-only transformer.
+
+    Attributes:
+        vocab_size: rows of the embedding, padding rows included.
+        width: size of the residual stream (E).
+        num_layers: L.
+        num_heads: query heads (H).
+        num_kv_heads: key/value heads (K); H is a multiple of K.
+        head_dim: D.
+        mlp_width: hidden size of the MLP.
+        max_positions: the longest sequence the model may see.
+        norm: `layer` (mean and variance, with bias) or `rms`.
+        norm_eps: added to the variance.
+        norm_offset: 1.0 where the stored RMS scale is a difference from one (Gemma), else 0.0.
+        norm_placement: `pre`; `parallel` (attention and MLP read one norm of the same input, GPT-J);
+            `parallel_two` (each its own norm of the same input, NeoX); `sandwich` (before and after, Gemma).
+        positions: `learned` or `rotary`.
+        rotary_dim: leading dimensions of a head that are rotated.
+        rotary_interleaved: rotate pairs (0, 1), (2, 3)... (GPT-J) instead of halves.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: their stretch, or None.
+        activation: of the MLP; `gelu` is exact, `gelu_tanh` its approximation.
+        gated_mlp: down(act(gate(x)) * up(x)) instead of down(act(up(x))).
+        qkv_bias, out_bias, mlp_bias, head_bias: which projections add a bias.
+        tied_head: the output head is the transposed embedding.
+        qk_norm: RMS-normalise queries and keys per head before rotating them (Qwen3, Gemma 3).
+        query_scale: attention scores are scaled by this; None means head_dim ** -0.5.
+        attention_softcap, logit_softcap: c * tanh(x / c), or None.
+        embed_scale: factor on the embedding (Gemma), 1.0 elsewhere.
+        local_window: width of sliding-window attention, or None where every layer is global.
+        local_layers: per layer, whether it attends through the window; empty means none does.
+        local_rope_theta: base of the rotary frequencies in local layers; None means `rope_theta`.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_positions: int
+    norm: Literal["layer", "rms"] = "rms"
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0
+    norm_placement: Literal["pre", "parallel", "parallel_two", "sandwich"] = "pre"
+    positions: Literal["learned", "rotary"] = "rotary"
+    rotary_dim: int = 0
+    rotary_interleaved: bool = False
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "silu"
+    gated_mlp: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    tied_head: bool = False
+    qk_norm: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embed_scale: float = 1.0
+    local_window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    local_rope_theta: float | None = None
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.positions == "rotary" and not 0 < self.rotary_dim <= self.head_dim:
+            raise ValueError(f"rotary_dim {self.rotary_dim} must be in 1..head_dim ({self.head_dim})")
+        if self.local_layers and len(self.local_layers) != self.num_layers:
+            raise ValueError(f"local_layers names {len(self.local_layers)} layers of {self.num_layers}")
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Name -> (inputs, outputs) of every linear layer of a block, in the order they are applied."""
+        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sizes = {
+            "q": (self.width, heads),
+            "k": (self.width, kv),
+            "v": (self.width, kv),
+            "o": (heads, self.width),
+            "gate": (self.width, self.mlp_width),
+            "up": (self.width, self.mlp_width),
+            "down": (self.mlp_width, self.width),
+        }
+        if not self.gated_mlp:
+            del sizes["gate"]
+        return sizes
+
+    @property
+    def biased(self) -> frozenset[str]:
+        """The projections of a block that add a bias."""
+        groups = {
+            ("q", "k", "v"): self.qkv_bias,
+            ("o",): self.out_bias,
+            ("gate", "up", "down"): self.mlp_bias,
+        }
+        return frozenset(
+            name for names, on in groups.items() if on for name in names if name in self.projections
+        )
+
+    @property
+    def block_norms(self) -> tuple[str, ...]:
+        """The norms of a block."""
+        return {
+            "pre": ("attn_norm", "mlp_norm"),
+            "parallel": ("attn_norm",),
+            "parallel_two": ("attn_norm", "mlp_norm"),
+            "sandwich": ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm"),
+        }[self.norm_placement]

@@ -1,0 +1,290 @@
+"""A decoder-only transformer as pure functions over a pytree of stacked layers.
+
+`forward(config, params, lora, ...)`: with `lora=None` it is the frozen base on the same arrays, bit for bit what
+an adapter with B = 0 gives. Layers are scanned, so depth costs no compile time. What rows have in common (a prompt,
+demonstrations) is passed as `past` and never copied: see `layers.KeyValues`.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from gfn_jax.models import layers as parts
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.layers import KeyValues
+from gfn_jax.models.lora import Lora
+from gfn_jax.types import Params, Tokens
+
+
+def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Params:
+    """Random weights: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 L) (GPT-2), norms at one."""
+    keys = iter(jax.random.split(key, 16))
+
+    def normal(*shape: int, std: float = 0.02) -> Array:
+        return std * jax.random.normal(next(keys), shape, dtype)
+
+    def norm(*stack: int) -> Params:
+        scale = jnp.full((*stack, config.width), 1.0 - config.norm_offset, dtype)
+        bias = {"bias": jnp.zeros_like(scale)} if config.norm == "layer" else {}
+        return {"scale": scale, **bias}
+
+    depth = config.num_layers
+    layers: Params = {name: norm(depth) for name in config.block_norms}
+    for name, (inputs, outputs) in config.projections.items():
+        std = 0.02 / math.sqrt(2 * depth) if name in ("o", "down") else 0.02
+        layers[name] = {"kernel": normal(depth, inputs, outputs, std=std)}
+        if name in config.biased:
+            layers[name]["bias"] = jnp.zeros((depth, outputs), dtype)
+    if config.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            layers[name] = {"scale": jnp.full((depth, config.head_dim), 1.0 - config.norm_offset, dtype)}
+    params: Params = {
+        "embed": {"tokens": normal(config.vocab_size, config.width)},
+        "layers": layers,
+        "final_norm": norm(),
+    }
+    if config.positions == "learned":
+        params["embed"]["positions"] = normal(config.max_positions, config.width)
+    if not config.tied_head:
+        params["head"] = {"kernel": normal(config.width, config.vocab_size)}
+        if config.head_bias:
+            params["head"]["bias"] = jnp.zeros((config.vocab_size,), dtype)
+    return params
+
+
+def empty_cache(config: ModelConfig, rows: int, length: int, dtype=jnp.float32) -> KeyValues:
+    """Room for `length` tokens a row, none of them visible yet."""
+    shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
+    zeros = jnp.zeros(shape, dtype)
+    return KeyValues(
+        k=zeros, v=zeros, mask=jnp.zeros((rows, length), bool), positions=jnp.zeros((rows, length), jnp.int32)
+    )
+
+
+@struct.dataclass
+class _Context:
+    """What every layer of one forward pass shares."""
+
+    angles: tuple[Float[Array, "B S half"], Float[Array, "B S half"]] | None  # global, local
+    visible: list[Bool[Array, "*visible"]]  # a segment each, the rows' own last
+    near: list[Bool[Array, "*visible"]] | None  # the same within the local window
+    column: Int[Array, ""] | None
+    scale: float = struct.field(pytree_node=False)
+    dropout_rate: float = struct.field(pytree_node=False)
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    ids: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    visible: Bool[Array, "*B S Z"],
+    past: tuple[KeyValues, ...] = (),
+    cache: KeyValues | None = None,
+    column: Int[Array, ""] | None = None,
+    dropout: tuple[jax.Array, float] | None = None,
+    remat: bool = False,
+) -> tuple[Float[Array, "B S E"], KeyValues]:
+    """Runs new tokens through the decoder.
+
+    Args:
+        config: the model's shape.
+        params: the frozen base.
+        lora: the adapter, or None for the base alone.
+        ids: the new tokens.
+        positions: their positions in the whole sequence, `past` included.
+        visible: which of the row's own keys (Z = S, or the cache's length) each token may look at; leading axis B or 1.
+        past: keys that tokens of a group of adjacent rows may all look at, under their own masks.
+        cache: room for the row's own keys; the new ones are written from `column` on. None: own keys are the new ones.
+        column: where to write in `cache`.
+        dropout: a key and a rate for the adapter's inputs; None when sampling or evaluating.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+        The final hidden states after the last norm, and the rows' own keys and values (the updated cache).
+    """
+    rows, length = ids.shape
+    x = params["embed"]["tokens"][ids]
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+    if config.positions == "learned":
+        x = x + params["embed"]["positions"][positions]
+    own_positions = positions
+    if cache is not None:
+        own_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, column))
+    seen = [segment.mask[:, None, None, :] for segment in past]
+    seen.append(visible[:, None])
+    near = None
+    if config.local_window is not None:
+        key_positions = [*(segment.positions for segment in past), own_positions]
+        near = [
+            mask & parts.within_window(positions, keys, config.local_window)
+            for mask, keys in zip(seen, key_positions, strict=True)
+        ]
+    angles = None
+    if config.positions == "rotary":
+        base = parts.rotary_frequencies(config, config.rope_theta, config.rope_scaling)
+        local = base
+        if config.local_rope_theta is not None:
+            local = parts.rotary_frequencies(config, config.local_rope_theta, scaling=None)
+        angles = (positions[..., None] * base, positions[..., None] * local)
+    context = _Context(
+        angles=angles,
+        visible=seen,
+        near=near,
+        column=column,
+        scale=1.0 if lora is None else lora.scale,
+        dropout_rate=0.0 if dropout is None else dropout[1],
+    )
+    block = functools.partial(_block, config, context)
+    if remat:
+        block = jax.checkpoint(block, prevent_cse=False)
+    inputs = {
+        "weights": params["layers"],
+        "lora": None if lora is None else lora.layers,
+        "past": [(segment.k, segment.v) for segment in past],
+        "cache": None if cache is None else (cache.k, cache.v),
+        "key": None
+        if dropout is None or dropout[1] == 0
+        else jax.random.split(dropout[0], config.num_layers),
+        "local": jnp.asarray(config.local_layers, bool) if config.local_layers else None,
+    }
+    x, (k, v) = jax.lax.scan(block, x, inputs)
+    own_mask = jnp.ones((rows, length), bool) if cache is None else cache.mask
+    own = KeyValues(k=k, v=v, mask=own_mask, positions=own_positions)
+    return parts.norm(config, params["final_norm"], x), own
+
+
+def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], layer: dict[str, Any]):
+    """One layer of the scan: `x` in, `x` and the layer's keys and values out."""
+    weights, adapters, key = layer["weights"], layer["lora"] or {}, layer["key"]
+
+    def project(name: str, x: Array) -> Array:
+        index = list(config.projections).index(name)
+        dropout = None if key is None else (jax.random.fold_in(key, index), context.dropout_rate)
+        return parts.linear(weights[name], x, adapters.get(name), context.scale, dropout)
+
+    def norm(name: str, x: Array) -> Array:
+        return parts.norm(config, weights[name], x)
+
+    def mlp(x: Array) -> Array:
+        if config.gated_mlp:
+            return project("down", parts.activate(config, project("gate", x)) * project("up", x))
+        return project("down", parts.activate(config, project("up", x)))
+
+    h = norm("attn_norm", x)
+    attended, keys = _attention(config, context, layer, project, h)
+    attended = project("o", attended.reshape(*x.shape[:2], -1))
+    if config.norm_placement == "parallel":
+        x = x + attended + mlp(h)
+    elif config.norm_placement == "parallel_two":
+        x = x + attended + mlp(norm("mlp_norm", x))
+    elif config.norm_placement == "sandwich":
+        x = x + norm("attn_post_norm", attended)
+        x = x + norm("mlp_post_norm", mlp(norm("mlp_norm", x)))
+    else:
+        x = x + attended
+        x = x + mlp(norm("mlp_norm", x))
+    return x, keys
+
+
+def _attention(
+    config: ModelConfig, context: _Context, layer: dict[str, Any], project, h: Float[Array, "B S E"]
+):
+    """Queries of the new tokens over the shared segments and the rows' own keys."""
+    rows, length, _ = h.shape
+    q = project("q", h).reshape(rows, length, config.num_heads, config.head_dim)
+    k = project("k", h).reshape(rows, length, config.num_kv_heads, config.head_dim)
+    v = project("v", h).reshape(rows, length, config.num_kv_heads, config.head_dim)
+    if config.qk_norm:
+        q = parts.norm(config, layer["weights"]["q_norm"], q)
+        k = parts.norm(config, layer["weights"]["k_norm"], k)
+    visible = context.visible
+    local = layer["local"]
+    if context.angles is not None:
+        angles = (
+            context.angles[0] if local is None else jnp.where(local, context.angles[1], context.angles[0])
+        )
+        q, k = parts.rotate(config, q, angles), parts.rotate(config, k, angles)
+    if local is not None and context.near is not None:
+        visible = [
+            jnp.where(local, near, seen) for near, seen in zip(context.near, context.visible, strict=True)
+        ]
+    if layer["cache"] is not None:
+        k, v = (
+            jax.lax.dynamic_update_slice(room, new.astype(room.dtype), (0, context.column, 0, 0))
+            for room, new in zip(layer["cache"], (k, v), strict=True)
+        )
+    segments = [
+        (keys, values, seen) for (keys, values), seen in zip([*layer["past"], (k, v)], visible, strict=True)
+    ]
+    return parts.attend(config, q, segments), (k, v)
+
+
+def prefill(
+    config: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    tokens: Tokens,
+    past: tuple[KeyValues, ...] = (),
+    dropout: tuple[jax.Array, float] | None = None,
+    remat: bool = False,
+) -> tuple[Float[Array, "G S E"], KeyValues]:
+    """Runs padded sequences causally, after what `past` holds; padding is invisible and takes no position.
+
+    Returns:
+        Hidden states [G, S, E] and the keys to pass on as `past`.
+    """
+    mask = tokens.mask
+    groups, length = mask.shape
+    positions = past_length(past, groups)[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    visible = causal & mask[:, None, :]
+    hidden, own = forward(
+        config, params, lora, tokens.ids, positions, visible, past=past, dropout=dropout, remat=remat
+    )
+    return hidden, own.replace(mask=mask)
+
+
+def past_length(past: tuple[KeyValues, ...], rows: int) -> Int[Array, "rows"]:
+    """How many real tokens precede each row's own."""
+    total = jnp.zeros((rows,), jnp.int32)
+    for segment in past:
+        lengths = segment.mask.sum(1, dtype=jnp.int32)
+        total = total + jnp.repeat(lengths, rows // lengths.shape[0], total_repeat_length=rows)
+    return total
+
+
+@struct.dataclass
+class Head:
+    """The output head, or the columns of it that a constraint allows."""
+
+    weights: Params
+    adapter: Params | None
+    scale: float = struct.field(pytree_node=False)
+
+
+def select_head(
+    config: ModelConfig, params: Params, lora: Lora | None, columns: Int[Array, "A"] | None = None
+) -> Head:
+    """The output head, gathered once to `columns` so that only allowed logits are ever computed."""
+    weights = {"kernel": params["embed"]["tokens"].T} if config.tied_head else params["head"]
+    adapter = None if lora is None else lora.head
+    if columns is not None:
+        weights = {name: value[..., columns] for name, value in weights.items()}
+        adapter = None if adapter is None else {"a": adapter["a"], "b": adapter["b"][:, columns]}
+    return Head(weights=weights, adapter=adapter, scale=1.0 if lora is None else lora.scale)
+
+
+def logits(config: ModelConfig, head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
+    """Unnormalised log-probabilities in float32."""
+    out = parts.linear(head.weights, hidden, head.adapter, head.scale, dtype=jnp.float32)
+    if config.logit_softcap is not None:
+        out = config.logit_softcap * jnp.tanh(out / config.logit_softcap)
+    return out

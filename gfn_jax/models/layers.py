@@ -1,0 +1,164 @@
+"""The parts a decoder is made of: norms, rotary positions, linear maps with an adapter, attention.
+
+Rotary embedding: Su et al. 2021 (arXiv:2104.09864). LoRA: Hu et al. 2021 (arXiv:2106.09685),
+y = x W + (alpha / r) x A B. RMS norm: Zhang & Sennrich 2019 (arXiv:1910.07467).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from gfn_jax.models.config import ModelConfig, RopeScaling
+from gfn_jax.types import Params
+
+NEGATIVE = -1e30  # a masked score: finite, so that a row that may look at nothing yields no NaN
+
+
+@struct.dataclass
+class KeyValues:
+    """Keys and values that queries may look at, shared by `B // G` adjacent rows.
+
+    G = 1 is a context shared by all rows (demonstrations), G = Q a prompt shared by a query's samples,
+    G = B a row's own tokens. In a whole-model cache `k` and `v` carry a leading layer axis.
+    """
+
+    k: Float[Array, "*L G S K D"]
+    v: Float[Array, "*L G S K D"]
+    mask: Bool[Array, "G S"]
+    positions: Int[Array, "G S"]
+
+
+def norm(config: ModelConfig, weights: Params, x: Float[Array, "*b E"]) -> Float[Array, "*b E"]:
+    """Layer or RMS norm over the last axis, computed in float32."""
+    x32 = x.astype(jnp.float32)
+    if config.norm == "layer":
+        x32 = x32 - x32.mean(-1, keepdims=True)
+    x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + config.norm_eps)
+    x32 = x32 * (weights["scale"].astype(jnp.float32) + config.norm_offset)
+    if "bias" in weights:
+        x32 = x32 + weights["bias"].astype(jnp.float32)
+    return x32.astype(x.dtype)
+
+
+def rotary_frequencies(
+    config: ModelConfig, theta: float, scaling: RopeScaling | None
+) -> Float[Array, "half"]:
+    """Radians a position for each rotated pair, stretched as `scaling` says."""
+    exponent = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
+    frequency = theta**-exponent
+    if scaling is None:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    rotations = scaling.original_max_positions * frequency / (2 * jnp.pi)
+    ramp = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = jnp.clip(ramp, 0.0, 1.0)  # 1: fast enough to be left alone
+    return keep * frequency + (1 - keep) * frequency / scaling.factor
+
+
+def rotate(
+    config: ModelConfig, x: Float[Array, "B S N D"], angles: Float[Array, "B S half"]
+) -> Float[Array, "B S N D"]:
+    """Turns the first `rotary_dim` dimensions of every head by its position's angles."""
+    half = config.rotary_dim // 2
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    turned, rest = x[..., : config.rotary_dim].astype(jnp.float32), x[..., config.rotary_dim :]
+    if config.rotary_interleaved:
+        pairs = turned.reshape(*turned.shape[:-1], half, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def linear(
+    weights: Params,
+    x: Float[Array, "*b I"],
+    adapter: Params | None = None,
+    scale: float = 1.0,
+    dropout: tuple[jax.Array, float] | None = None,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "*b O"]:
+    """X W + bias, plus the adapter's scale * dropout(x) A B where there is one.
+
+    Args:
+        weights: `kernel` [I, O] and perhaps `bias` [O].
+        x: the input.
+        adapter: `a` [I, r] and `b` [r, O], or None for the frozen map alone.
+        scale: alpha / r.
+        dropout: a key and the rate at which the adapter's inputs are dropped.
+        dtype: of the output (and of the sums); the input's where None.
+    """
+    dtype = dtype or x.dtype
+    y = jnp.matmul(x, weights["kernel"].astype(x.dtype), preferred_element_type=dtype)
+    if "bias" in weights:
+        y = y + weights["bias"].astype(dtype)
+    if adapter is None:
+        return y
+    if dropout is not None:
+        key, rate = dropout
+        x = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+    low = jnp.matmul(
+        x @ adapter["a"].astype(x.dtype), adapter["b"].astype(x.dtype), preferred_element_type=dtype
+    )
+    return y + scale * low
+
+
+def attend(
+    config: ModelConfig,
+    query: Float[Array, "B S H D"],
+    segments: list[tuple[Float[Array, "G Z K D"], Float[Array, "G Z K D"], Bool[Array, "*visible"]]],
+) -> Float[Array, "B S H D"]:
+    """Softmax attention over several key sets, merged exactly by log-sum-exp.
+
+    Each segment is (keys, values, visible); G divides B and row b looks at group b // (B // G), so a prompt
+    shared by many samples is neither copied nor masked. `visible` is [G, 1 or B // G, 1 or S, Z].
+    """
+    rows, length, heads, dim = query.shape
+    kv_heads = config.num_kv_heads
+    scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+    query = (query * jnp.asarray(scale, query.dtype)).reshape(rows, length, kv_heads, heads // kv_heads, dim)
+    scores = []
+    for keys, _, visible in segments:
+        groups = keys.shape[0]
+        grouped = query.reshape(groups, rows // groups, *query.shape[1:])
+        score = jnp.einsum("gnskrd,gzkd->gnkrsz", grouped, keys, preferred_element_type=jnp.float32)
+        if config.attention_softcap is not None:
+            score = config.attention_softcap * jnp.tanh(score / config.attention_softcap)
+        score = jnp.where(visible[:, :, None, None], score, NEGATIVE)
+        scores.append(score.reshape(rows, *score.shape[2:]))
+    top = jnp.max(jnp.stack([score.max(-1) for score in scores]), axis=0)
+    top = jax.lax.stop_gradient(top)[..., None]
+    total, mixed = jnp.zeros(()), jnp.zeros(())
+    for score, (_, values, _) in zip(scores, segments, strict=True):
+        groups = values.shape[0]
+        weight = jnp.exp(score - top)
+        total = total + weight.sum(-1)
+        weight = weight.astype(values.dtype).reshape(groups, rows // groups, *weight.shape[1:])
+        part = jnp.einsum("gnkrsz,gzkd->gnskrd", weight, values, preferred_element_type=jnp.float32)
+        mixed = mixed + part.reshape(rows, *part.shape[2:])
+    out = mixed / jnp.moveaxis(total, 3, 1)[..., None]
+    return out.reshape(rows, length, heads, dim).astype(query.dtype)
+
+
+def activate(config: ModelConfig, x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The MLP's non-linearity."""
+    if config.activation == "silu":
+        return jax.nn.silu(x)
+    if config.activation == "relu":
+        return jax.nn.relu(x)
+    return jax.nn.gelu(x, approximate=config.activation == "gelu_tanh")
+
+
+def within_window(
+    query_positions: Int[Array, "B S"], key_positions: Int[Array, "G Z"], window: int
+) -> Bool[Array, "G n S Z"]:
+    """Which keys lie within a sliding window behind each query."""
+    rows, length = query_positions.shape
+    groups = key_positions.shape[0]
+    queries = query_positions.reshape(groups, rows // groups, length, 1)
+    return queries - key_positions[:, None, None, :] < window

@@ -1,0 +1,133 @@
+"""Sampling completions: prefill once a query, then `lax.scan` over the T columns. No gradient.
+
+The behaviour policy of a row is (1 - e) softmax(logits / temperature) + e uniform, both over the allowed tokens,
+with temperature and e traced, a value a row. Where the environment forces a token (a tool's result), the row
+takes it and the policy's draw is discarded.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gfn_jax.interfaces import Environment
+from gfn_jax.models import decoder
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.layers import NEGATIVE
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint, log_softmax
+from gfn_jax.types import Params, Rollout, Tokens
+
+
+def behavior_log_probs(
+    logits: Float[Array, "B A"],
+    allowed: Bool[Array, "B A"],
+    temperature: Float[Array, "B"],
+    uniform_mix: Float[Array, "B"],
+) -> Float[Array, "B A"]:
+    """log((1 - e) softmax(logits / temperature) + e uniform), over the allowed tokens."""
+    tempered = log_softmax(logits / temperature[:, None], allowed)
+    uniform = -jnp.log(allowed.sum(-1, keepdims=True).astype(jnp.float32))
+    mix = uniform_mix[:, None]
+    # At e = 0 and e = 1 one term is -inf and logaddexp returns the other exactly; no gradient is taken here.
+    mixed = jnp.logaddexp(jnp.log1p(-mix) + tempered, jnp.log(mix) + uniform)
+    return jnp.where(allowed, mixed, NEGATIVE)
+
+
+def rollout(
+    config: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    prompt: Tokens,
+    constraint: Constraint,
+    environment: Environment,
+    key: jax.Array,
+    temperature: Float[Array, "B"],
+    uniform_mix: Float[Array, "B"],
+) -> Rollout:
+    """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
+
+    Args:
+        config: the policy's shape.
+        params: the frozen base.
+        lora: the adapter, or None for the base itself.
+        prompt: [Q, P], padded left: every row's last token is real.
+        constraint: vocabulary and length.
+        environment: the tool, if any.
+        key: randomness of this call; column t uses `fold_in(key, t)`.
+        temperature: a row's behaviour temperature; 0 decodes greedily.
+        uniform_mix: a row's share of the uniform distribution.
+    """
+    rows, queries = temperature.shape[0], prompt.ids.shape[0]
+    horizon = constraint.horizon
+    hidden, shared = decoder.prefill(config, params, lora, prompt)
+    hidden = jnp.repeat(hidden[:, -1], rows // queries, axis=0, total_repeat_length=rows)
+    start = decoder.past_length((shared,), rows)
+    head = decoder.select_head(config, params, lora, constraint.columns)
+    cache = decoder.empty_cache(config, rows, horizon - 1, hidden.dtype)
+    greedy = temperature <= 0
+    safe_temperature = jnp.where(greedy, 1.0, temperature)
+
+    def choose(t, hidden, tool, done):
+        forced = environment.forced(tool)
+        may_stop = environment.may_stop(tool)
+        allowed = constraint.allowed(jnp.full((rows,), t), may_stop)
+        logits = decoder.logits(config, head, hidden)
+        log_probs = behavior_log_probs(logits, allowed, safe_temperature, uniform_mix)
+        drawn = jax.random.categorical(jax.random.fold_in(key, t), log_probs)
+        best = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+        drawn = jnp.where(greedy, best, drawn)
+        decides = ~done & (forced < 0)
+        token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
+        token = jnp.where(done, constraint.stop_id, token)
+        stops = decides & constraint.is_stop[drawn]
+        log_behavior = jnp.take_along_axis(log_probs, drawn[:, None], axis=-1)[:, 0]
+        column = {
+            "completion": token.astype(jnp.int32),
+            "token_mask": ~done & ~stops,
+            "action_mask": decides,
+            "state_mask": decides & jnp.any(allowed & constraint.is_stop, axis=-1),
+            "log_behavior": jnp.where(decides & ~greedy, log_behavior, 0.0),
+        }
+        return column, done | stops
+
+    def advance(t, token, cache):
+        at = jnp.minimum(t, horizon - 2)  # the last column's token is never read
+        visible = (jnp.arange(horizon - 1) <= at)[None, None, :]
+        hidden, cache = decoder.forward(
+            config, params, lora, token[:, None], (start + t)[:, None], visible, (shared,), cache, at
+        )
+        return hidden[:, 0], cache
+
+    def live(t, carry):
+        hidden, cache, tool, done = carry
+        column, done = choose(t, hidden, tool, done)
+        tool = environment.step(tool, column["completion"])
+        hidden, cache = jax.lax.cond(
+            jnp.all(done) | (t >= horizon - 1),
+            lambda *_: (hidden, cache),
+            advance,
+            t,
+            column["completion"],
+            cache,
+        )
+        return (hidden, cache, tool, done), column
+
+    def skip(t, carry):
+        false = jnp.zeros((rows,), bool)
+        column = {
+            "completion": jnp.full((rows,), constraint.stop_id, jnp.int32),
+            "token_mask": false,
+            "action_mask": false,
+            "state_mask": false,
+            "log_behavior": jnp.zeros((rows,), jnp.float32),
+        }
+        return carry, column
+
+    def step(carry, t) -> tuple[Any, Any]:
+        return jax.lax.cond(jnp.all(carry[-1]), skip, live, t, carry)
+
+    carry = (hidden, cache, environment.init(rows), jnp.zeros((rows,), bool))
+    _, columns = jax.lax.scan(step, carry, jnp.arange(horizon))
+    return Rollout(**{name: jnp.swapaxes(value, 0, 1) for name, value in columns.items()})

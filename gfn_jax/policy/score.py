@@ -1,0 +1,76 @@
+"""The policy's log-probabilities of what was sampled, in one parallel forward pass, with gradient.
+
+`log_pf[t]` = log q(z_t | z_<t), `log_pterm[t]` = log q(stop | z_<t), under the constraint and at temperature 1: what
+`rollout` would report of the same tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gfn_jax.models import decoder
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint, log_softmax
+from gfn_jax.types import Params, PolicyScores, Rollout, Tokens
+
+
+def score(
+    config: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    prompt: Tokens,
+    rollout: Rollout,
+    constraint: Constraint,
+    dropout: tuple[jax.Array, float] | None = None,
+    remat: bool = False,
+) -> PolicyScores:
+    """Scores B = Q * N completions against their Q prompts.
+
+    Args:
+        config: the policy's shape.
+        params: the frozen base.
+        lora: the adapter, or None for the base itself.
+        prompt: [Q, P], padded left.
+        rollout: the completions; rows of a prompt adjacent.
+        constraint: the one they were sampled under.
+        dropout: a key and a rate for the adapter's inputs, or None.
+        remat: recompute activations in the backward pass.
+
+    Returns:
+        `log_pf` where `action_mask` holds and `log_pterm` where `state_mask` holds, zero elsewhere, float32.
+    """
+    rows, horizon = rollout.completion.shape
+    queries = prompt.ids.shape[0]
+    keys = (None, None)
+    if dropout is not None:
+        keys = tuple((key, dropout[1]) for key in jax.random.split(dropout[0]))
+    first, shared = decoder.prefill(config, params, lora, prompt, dropout=keys[0], remat=remat)
+    first = jnp.repeat(first[:, -1:], rows // queries, axis=0, total_repeat_length=rows)
+    start = decoder.past_length((shared,), rows)
+    positions = start[:, None] + jnp.arange(horizon - 1)
+    # Completions are padded right: a causal mask alone keeps padding out of what matters.
+    visible = jnp.tril(jnp.ones((horizon - 1, horizon - 1), bool))[None]
+    rest, _ = decoder.forward(
+        config,
+        params,
+        lora,
+        rollout.completion[:, :-1],
+        positions,
+        visible,
+        (shared,),
+        dropout=keys[1],
+        remat=remat,
+    )
+    hidden = jnp.concatenate([first, rest], axis=1)
+    head = decoder.select_head(config, params, lora, constraint.columns)
+    states = jnp.broadcast_to(jnp.arange(horizon), (rows, horizon))
+    # `state_mask` is the environment's and the length's word on stopping, as rollout heard it.
+    allowed = constraint.allowed(states, rollout.state_mask)
+    log_probs = log_softmax(decoder.logits(config, head, hidden), allowed)
+    chosen = constraint.column_of[rollout.completion]
+    log_pf = jnp.take_along_axis(log_probs, chosen[..., None], axis=-1)[..., 0]
+    stop = constraint.column_of[constraint.stop_id]
+    return PolicyScores(
+        log_pf=jnp.where(rollout.action_mask, log_pf, 0.0),
+        log_pterm=jnp.where(rollout.state_mask, log_probs[..., stop], 0.0),
+    )

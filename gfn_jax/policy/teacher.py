@@ -1,0 +1,45 @@
+"""Completions that somebody else wrote (demonstrations, other policies), with the masks a rollout would have made."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from gfn_jax.interfaces import Environment
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.types import PyTree, Rollout
+
+
+def teacher_force(
+    completion: Int[Array, "B T"],
+    length: Int[Array, "B"],
+    constraint: Constraint,
+    environment: Environment,
+) -> Rollout:
+    """The rollout that a given completion would have been: its masks, by the same rules as `rollout`'s.
+
+    Args:
+        completion: [B, T] tokens of Z, padded right with anything; tool tokens included.
+        length: tokens of Z in each row; at most T - 1.
+        constraint: vocabulary and length.
+        environment: the tool, if any.
+    """
+    rows, horizon = completion.shape
+    columns = jnp.arange(horizon)
+    completion = jnp.where(columns < length[:, None], completion, constraint.stop_id)
+
+    def step(tool: PyTree, token: Int[Array, "B"]) -> tuple[PyTree, tuple[Array, Array]]:
+        return environment.step(tool, token), (environment.forced(tool), environment.may_stop(tool))
+
+    _, (forced, may_stop) = jax.lax.scan(step, environment.init(rows), completion.T)
+    alive = columns <= length[:, None]
+    decides = alive & (forced.T < 0)
+    stops = jnp.any(
+        constraint.allowed(jnp.broadcast_to(columns, completion.shape), may_stop.T) & constraint.is_stop, -1
+    )
+    return Rollout(
+        completion=completion,
+        token_mask=columns < length[:, None],
+        action_mask=decides,
+        state_mask=decides & stops,
+        log_behavior=jnp.zeros(completion.shape),
+    )
