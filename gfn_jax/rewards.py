@@ -1,0 +1,232 @@
+"""log R of stopping after every prefix, in one packed pass of the frozen base.
+
+The reward of Hu et al. 2024 (ICLR), section 3: R(z_1:t stop) = p_LM(X z_1:t Y), here given a few-shot context that
+is constant for the run; p_LM(X) and p_LM(context) do not depend on Z and are left out. The answer Y must be scored
+after every prefix, so the tokens are laid out as
+
+    [z_1 ... z_T-1] [Y after z_1:0] [Y after z_1:1] ... [Y after z_1:T-1]
+
+and the attention mask branches: a Y token sees the context, its own prefix of Z and its own block, at the positions it
+would have had. Y's last token is never an input, and its first is predicted by the state it follows, so a block costs
+Y - 1 tokens. With Y = the stop alone (continuation) the packed sequence is Z itself.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.interfaces import Reward
+from gfn_jax.models import decoder
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.layers import KeyValues
+from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens
+
+# Logits are made this many at a time (floats): a [B T Y, V] array of them would dwarf everything else.
+LOGITS_AT_ONCE = 1 << 24
+
+
+@struct.dataclass
+class Context:
+    """What a `PosteriorReward` keeps for the whole run."""
+
+    demonstrations: KeyValues | None
+    penalty: Float[Array, "V"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorReward:
+    """log p_LM(z_1:t Y | demonstrations X), for every t.
+
+    Attributes:
+        config: the reward model's shape.
+        demonstrations: [1, D], the few-shot context, or None.
+        vocabulary_penalty: per token, nats taken off its logit (then renormalised) where it is scored as part of Z.
+            The released code's way to lower the reward of tokens outside the vocabulary; None leaves p_LM alone.
+        released_min_length: the released code writes -99 over the reward of shorter completions, also where the
+            true one is lower. The constraint makes this unnecessary; 0 leaves rewards alone.
+    """
+
+    config: ModelConfig
+    demonstrations: Tokens | None = None
+    vocabulary_penalty: Float[Array, "V"] | None = None
+    released_min_length: int = 0
+
+    def prepare(self, params: Params) -> Context:
+        """The demonstrations' keys and values: computed once, as the base is frozen."""
+        cache = None
+        if self.demonstrations is not None:
+            _, cache = decoder.prefill(self.config, params, None, self.demonstrations)
+        return Context(demonstrations=cache, penalty=self.vocabulary_penalty)
+
+    def log_reward(
+        self, params: Params, prepared: Context, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
+        rows, horizon = rollout.completion.shape
+        repeats = rows // query.example_id.shape[0]
+        answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), query.answer)
+        past = () if prepared.demonstrations is None else (prepared.demonstrations,)
+        first, shared = decoder.prefill(self.config, params, None, query.context, past)
+        first = jnp.repeat(first[:, -1:], repeats, axis=0)
+        past = (*past, shared)
+        start = decoder.past_length(past, rows)
+        ids, offsets, visible = pack(rollout.completion, answer.ids)
+        hidden, _ = decoder.forward(self.config, params, None, ids, start[:, None] + offsets, visible, past)
+        states = jnp.concatenate([first, hidden[:, : horizon - 1]], axis=1)
+        head = decoder.select_head(self.config, params, None)
+        # Each state predicts two tokens: Z's next and Y's first.
+        targets = jnp.stack(
+            [rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1
+        )
+        log_probs = token_log_probs(self.config, head, states, targets, prepared.penalty)
+        log_z = jnp.where(rollout.token_mask, log_probs[..., 0], 0.0)
+        log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
+        log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
+        width = answer.ids.shape[1]
+        if width > 1:
+            blocks = hidden[:, horizon - 1 :].reshape(rows, horizon, width - 1, -1)
+            rest = jnp.broadcast_to(answer.ids[:, None, 1:], (rows, horizon, width - 1))
+            rest_log_probs = token_log_probs(self.config, head, blocks, rest[..., None])[..., 0]
+            log_y = log_y + jnp.where(answer.mask[:, None, 1:], rest_log_probs, 0.0).sum(-1)
+        log_reward = log_z + log_y
+        if self.released_min_length:
+            log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
+        return log_reward
+
+
+def pack(
+    completion: Int[Array, "B T"], answer: Int[Array, "B Y"]
+) -> tuple[Int[Array, "B S"], Int[np.ndarray, "S"], Array]:
+    """The packed tokens, their positions after the context, and who sees whom ([1, S, S]); S = T - 1 + T (Y - 1)."""
+    rows, horizon = completion.shape
+    width = answer.shape[1] - 1
+    blocks = jnp.broadcast_to(answer[:, None, :-1], (rows, horizon, width)).reshape(rows, -1)
+    ids = jnp.concatenate([completion[:, :-1], blocks], axis=1)
+    z = np.arange(horizon - 1)
+    state, column = (
+        index.ravel() for index in np.meshgrid(np.arange(horizon), np.arange(width), indexing="ij")
+    )
+    offsets = np.concatenate([z, state + column])
+    # A Z token is "state k, no block"; a Y token sees Z up to its state, and its own block up to itself.
+    in_block = np.concatenate([np.zeros(horizon - 1, bool), np.ones(len(state), bool)])
+    prefix = np.concatenate([z + 1, state])  # how many tokens of Z each position sees
+    block = np.concatenate([np.full(horizon - 1, -1), state])
+    sees_z = ~in_block[None, :] & (np.concatenate([z, state])[None, :] < prefix[:, None])
+    sees_block = (
+        in_block[None, :] & (block[:, None] == block[None, :]) & (offsets[:, None] >= offsets[None, :])
+    )
+    return ids, offsets, jnp.asarray((sees_z | sees_block)[None])
+
+
+def token_log_probs(
+    config: ModelConfig,
+    head: decoder.Head,
+    hidden: Float[Array, "*b E"],
+    targets: Int[Array, "*b M"],
+    penalty: Float[Array, "V"] | None = None,
+) -> Float[Array, "*b M"]:
+    """Log p of M candidate next tokens after every hidden state, a chunk of logits at a time.
+
+    With `penalty`, the first candidate's distribution is the penalised one (it scores Z), the others' is not.
+    """
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
+    vocabulary = head.weights["kernel"].shape[1]
+    chunk = max(1, min(len(flat), LOGITS_AT_ONCE // vocabulary))
+
+    def one(chunk_of: tuple[Array, Array]) -> Array:
+        logits = decoder.logits(config, head, chunk_of[0])
+        picked = jnp.take_along_axis(logits, chunk_of[1], axis=-1)
+        out = picked - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        if penalty is not None:
+            lowered = logits - penalty
+            first = picked[:, 0] - penalty[chunk_of[1][:, 0]] - jax.nn.logsumexp(lowered, axis=-1)
+            out = out.at[:, 0].set(first)
+        return out
+
+    if chunk >= len(flat):
+        return one((flat, wanted)).reshape(targets.shape)
+    spare = -len(flat) % chunk
+    padded = [jnp.pad(x, ((0, spare), (0, 0))).reshape(-1, chunk, x.shape[-1]) for x in (flat, wanted)]
+    return jax.lax.map(one, tuple(padded)).reshape(-1, wanted.shape[-1])[: len(flat)].reshape(targets.shape)
+
+
+def sequential_log_reward(
+    reward: PosteriorReward, params: Params, prepared: Context, query: Query, rollout: Rollout
+) -> Float[Array, "B T"]:
+    """The same by one full forward pass per prefix, as the released code does: the packed pass's oracle."""
+    rows, horizon = rollout.completion.shape
+    repeats = rows // query.example_id.shape[0]
+    context, answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), (query.context, query.answer))
+    past = () if prepared.demonstrations is None else (prepared.demonstrations,)
+    head = decoder.select_head(reward.config, params, None)
+    out = []
+    for t in range(horizon):
+        prefix = Tokens(ids=rollout.completion[:, :t], mask=jnp.ones((rows, t), bool))
+        tokens = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), context, prefix, answer)
+        hidden, _ = decoder.prefill(reward.config, params, None, tokens, past)
+        begin = context.ids.shape[1]
+        targets, mask = tokens.ids[:, begin:], tokens.mask[:, begin:]
+        predicting = hidden[:, begin - 1 : -1]
+        z = token_log_probs(reward.config, head, predicting[:, :t], targets[:, :t, None], prepared.penalty)
+        y = token_log_probs(reward.config, head, predicting[:, t:], targets[:, t:, None])
+        log_probs = jnp.concatenate([z, y], axis=1)[..., 0]
+        out.append(jnp.where(mask, log_probs, 0.0).sum(1))
+    log_reward = jnp.stack(out, axis=1)
+    if reward.released_min_length:
+        log_reward = jnp.where(jnp.arange(horizon) < reward.released_min_length, -99.0, log_reward)
+    return log_reward
+
+
+@dataclasses.dataclass(frozen=True)
+class TableReward:
+    """log R of every sequence of an enumerable world, from a table.
+
+    Sequences over A tokens are the nodes of an A-ary tree in breadth-first order: the child of node i by token
+    a is A i + a + 1, the empty sequence is node 0.
+    """
+
+    table: Float[Array, "nodes"]
+    arity: int
+
+    def prepare(self, params: Params) -> Array:
+        """The table itself."""
+        return self.table
+
+    def log_reward(
+        self, params: Params, prepared: Array, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """Looks every prefix up."""
+
+        def child(node: Array, token: Array) -> tuple[Array, Array]:
+            return jnp.minimum(node * self.arity + token + 1, len(prepared) - 1), node
+
+        start = jnp.zeros(rollout.completion.shape[0], jnp.int32)
+        _, nodes = jax.lax.scan(child, start, rollout.completion.T)
+        return prepared[nodes.T]
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """R = prod R_i ^ w_i: tempering (one factor), constraints (several), contrasts (negative weights)."""
+
+    factors: tuple[Reward, ...]
+    weights: tuple[float, ...]
+
+    def prepare(self, params: Params) -> tuple[PyTree, ...]:
+        """What each factor keeps."""
+        return tuple(factor.prepare(params) for factor in self.factors)
+
+    def log_reward(
+        self, params: Params, prepared: tuple[Any, ...], query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """The weighted sum of the factors' logarithms."""
+        terms = [
+            weight * factor.log_reward(params, kept, query, rollout)
+            for factor, weight, kept in zip(self.factors, self.weights, prepared, strict=True)
+        ]
+        return sum(terms[1:], terms[0])
