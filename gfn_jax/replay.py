@@ -1,0 +1,269 @@
+"""The replay buffer: the best distinct completions of every query, as arrays.
+
+A priority queue per query, keyed by log R of the completion as it stopped (untempered, nats), in which two
+completions a, b are near-duplicates when their token edit distance is small (Hu et al., ICLR 2024):
+
+    distance(a, b) < tolerance · (|a| + |b|)        (strict; Z alone counts, without its stop)
+
+`add` takes a new completion z by the first rule that applies:
+
+1. z did not stop, or its log R is not finite: not added.
+2. z is stored already: nothing changes (the stored reward stays, even if the new one differs).
+3. near-duplicates of z are stored: z meets the nearest (of several the lowest log R, then the first slot) and
+   takes its place if its own log R is strictly higher; otherwise z is dropped. The others are left alone.
+4. a slot is free: z takes it.
+5. the weakest item gives way to z if z's log R is strictly higher; otherwise z is dropped.
+
+Everything is a pure function over one pytree whose leading axis is the table of queries, so the buffer
+shards, checkpoints and resumes like any other state, and no call leaves the device.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from gfn_jax.types import Rollout, Trajectory
+
+WORD_BITS = 32
+
+# Distances are whole numbers and tolerances short decimals, so a true difference between the two sides of the
+# rule is far above this, and a rounding error of float32 (0.3 * 50 > 15) far below it.
+ROUNDING_SLACK = 1e-4
+
+
+@struct.dataclass
+class ReplayBuffer:
+    """Trajectories by query and slot. The same class without its leading axes describes a single item.
+
+    Attributes:
+        completion, token_mask, action_mask, state_mask, log_reward: as in `Trajectory`; zeros in a free slot.
+        priority: log R at the state where the completion stopped; -inf marks a free slot.
+    """
+
+    completion: Int[Array, "*slots T"]
+    token_mask: Bool[Array, "*slots T"]
+    action_mask: Bool[Array, "*slots T"]
+    state_mask: Bool[Array, "*slots T"]
+    log_reward: Float[Array, "*slots T"]
+    priority: Float[Array, "*slots"]
+
+    @property
+    def filled(self) -> Bool[Array, "*slots"]:
+        """Whether the slot holds an item."""
+        return self.priority > -jnp.inf
+
+    @property
+    def length(self) -> Int[Array, "*slots"]:
+        """The number of tokens of Z, stop excluded."""
+        return self.token_mask.sum(-1, dtype=jnp.int32)
+
+
+def init(num_queries: int, capacity: int, horizon: int) -> ReplayBuffer:
+    """An empty buffer for `num_queries` queries of at most `capacity` items of `horizon` columns each."""
+    shape = (num_queries, capacity, horizon)
+    return ReplayBuffer(
+        completion=jnp.zeros(shape, jnp.int32),
+        token_mask=jnp.zeros(shape, bool),
+        action_mask=jnp.zeros(shape, bool),
+        state_mask=jnp.zeros(shape, bool),
+        log_reward=jnp.zeros(shape, jnp.float32),
+        priority=jnp.full(shape[:2], -jnp.inf, jnp.float32),
+    )
+
+
+def add(
+    buffer: ReplayBuffer,
+    example_id: Int[Array, "Q"],
+    trajectory: Trajectory,
+    tolerance: Float[Array, ""] | float,
+) -> ReplayBuffer:
+    """Offers every row to its query's slots, in row order, by the rules above.
+
+    Seeding with demonstrations is this same call with their trajectories.
+
+    Args:
+        buffer: the buffer, of [E, M] slots.
+        example_id: the queries' places in [0, E), distinct within one call (a repeated id loses rows).
+        trajectory: B = Q * N rows, those of one query adjacent.
+        tolerance: share of the two lengths under which an edit distance makes a near-duplicate; traced.
+
+    Raises:
+        ValueError: the rows do not divide into the queries, or have another horizon than the buffer.
+    """
+    queries, (rows, horizon) = example_id.shape[0], trajectory.log_reward.shape
+    if rows % queries or horizon != buffer.completion.shape[-1]:
+        raise ValueError(
+            f"the replay buffer has {buffer.completion.shape[-1]} columns and was offered {rows} rows of "
+            f"{horizon} for {queries} queries: columns must agree and rows be a multiple of queries"
+        )
+    offered = jax.tree.map(lambda x: x.reshape(queries, -1, *x.shape[1:]), _items(trajectory))
+    stored = jax.tree.map(lambda x: x[example_id], buffer)
+    pool = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), stored, offered)
+    slots = jax.vmap(_insert, in_axes=(0, None, None))(pool, buffer.priority.shape[1], tolerance)
+    kept = jax.tree.map(lambda x: jax.vmap(jnp.take, in_axes=(0, 0, None))(x, slots, 0), pool)
+    return jax.tree.map(lambda x, new: x.at[example_id].set(new), buffer, kept)
+
+
+def _items(trajectory: Trajectory) -> ReplayBuffer:
+    """One item a row; the priority of a row that may not be stored is -inf, as if its slot were free."""
+    rollout = trajectory.rollout
+    stop = rollout.action_mask & ~rollout.token_mask
+    priority = jnp.where(stop, trajectory.log_reward, 0.0).sum(-1)
+    storable = stop.any(-1) & jnp.isfinite(priority)
+    return ReplayBuffer(
+        completion=rollout.completion,
+        token_mask=rollout.token_mask,
+        action_mask=rollout.action_mask,
+        state_mask=rollout.state_mask,
+        log_reward=trajectory.log_reward,
+        priority=jnp.where(storable, priority, -jnp.inf),
+    )
+
+
+def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | float) -> Int[Array, "M"]:
+    """Which items of a query's pool (M slots, then N new rows) its slots hold once every new row was offered.
+
+    All distances are known before the scan, which then only moves indices.
+    """
+    new = jax.tree.map(lambda x: x[capacity:, None], pool)
+    distances = edit_distance(new.completion, new.length, pool.completion, pool.length)
+    alike = distances < tolerance * (new.length + pool.length) - ROUNDING_SLACK
+
+    def offer(slots: Int[Array, "M"], row: tuple) -> tuple[Int[Array, "M"], None]:
+        item, distance, alike = row
+        filled, level, distance = pool.filled[slots], pool.priority[slots], distance[slots]
+        duplicate = (filled & (distance == 0)).any()
+        similar = filled & alike[slots]
+        nearest = similar & (distance == jnp.where(similar, distance, jnp.iinfo(jnp.int32).max).min())
+        rivals = nearest | ~similar.any()
+        slot = jnp.where(rivals, level, jnp.inf).argmin()  # a free slot has level -inf, so it is taken first
+        wins = ~duplicate & (pool.priority[item] > level[slot])
+        return slots.at[slot].set(jnp.where(wins, item, slots[slot])), None
+
+    items = jnp.arange(capacity, pool.priority.shape[0])
+    return jax.lax.scan(offer, jnp.arange(capacity), (items, distances, alike))[0]
+
+
+def edit_distance(
+    a: Int[Array, "*#rows T"],
+    a_length: Int[Array, "*#rows"],
+    b: Int[Array, "*#rows T"],
+    b_length: Int[Array, "*#rows"],
+) -> Int[Array, "*rows"]:
+    """Levenshtein distance between the first `a_length` tokens of a and the first `b_length` of b.
+
+    The leading axes broadcast. Bit-parallel, T steps of a few word operations: of the dynamic programme's
+    table one column is held as its vertical differences, bit i of `up` (`down`) saying that cell i + 1 is
+    one more (less) than cell i (Myers, JACM 1999; Hyyrö 2003). Bits travel upwards only, so those past a's
+    end are harmless. On one CPU core 3,456 pairs of 20 tokens take 0.2 ms; the table by rows with a prefix
+    minimum took 6 ms, by antidiagonals 1.9 ms.
+    """
+    shape = jnp.broadcast_shapes(a_length.shape, b_length.shape)
+    a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % WORD_BITS)])
+    a = a.reshape(*a.shape[:-1], -1, WORD_BITS)
+    match = jnp.moveaxis(_pack(b[..., None, None] == a[..., None, :, :]), -1, 0)  # one entry a token of b
+    within = _pack(jnp.arange(a.shape[-2] * WORD_BITS).reshape(a.shape[-2:]) < a_length[..., None, None])
+
+    def column(state: tuple, read: tuple) -> tuple[tuple, None]:
+        (up, down), (position, equal) = state, read
+        diagonal = (_plus(equal & up, up) ^ up) | equal
+        rise = _shift(down | ~(diagonal | up), 1)  # the table's first row grows by one a column
+        fall = _shift(up & diagonal, 0)
+        reach = equal | down
+        live = position < b_length
+        return (jnp.where(live, fall | ~(reach | rise), up), jnp.where(live, rise & reach, down)), None
+
+    zero = jnp.zeros((within.shape[0], *shape), jnp.uint32)
+    (up, down), _ = jax.lax.scan(column, (~zero, zero), (jnp.arange(b.shape[-1]), match))
+    ups, downs = (jax.lax.population_count(x & within).sum(0, dtype=jnp.int32) for x in (up, down))
+    return b_length + ups - downs
+
+
+def _pack(bits: Bool[Array, "*rows W 32"]) -> UInt32[Array, "W *rows"]:
+    """W words of 32 bits each, lowest first, on the leading axis."""
+    weight = jnp.uint32(1) << jnp.arange(WORD_BITS, dtype=jnp.uint32)
+    return jnp.moveaxis(jnp.where(bits, weight, 0).sum(-1, dtype=jnp.uint32), -1, 0)
+
+
+def _plus(x: UInt32[Array, "W *rows"], y: UInt32[Array, "W *rows"]) -> UInt32[Array, "W *rows"]:
+    """The sum of two numbers of W words, lowest first; the last carry is lost."""
+    total, carry = [], jnp.zeros_like(x[0])
+    for u, v in zip(x, y, strict=True):
+        partial = u + v
+        total.append(partial + carry)
+        carry = ((partial < u) | (total[-1] < partial)).astype(jnp.uint32)
+    return jnp.stack(total)
+
+
+def _shift(x: UInt32[Array, "W *rows"], lowest: int) -> UInt32[Array, "W *rows"]:
+    """A number of W words moved up by one bit, `lowest` entering."""
+    entering = jnp.concatenate([jnp.full_like(x[:1], lowest), x[:-1] >> (WORD_BITS - 1)])
+    return (x << 1) | entering
+
+
+def sampling_logits(
+    priority: Float[Array, "*slots"],
+    mode: Literal["uniform", "reward"],
+    temperature: Float[Array, ""] | float,
+) -> Float[Array, "*slots"]:
+    """Unnormalised log-probability of drawing each slot, -inf where it is free.
+
+    Args:
+        priority: the slots' log R, -inf where free.
+        mode: 'uniform' over the items, or 'reward': proportional to R^(1 / temperature).
+        temperature: positive; read by 'reward' alone.
+
+    Raises:
+        ValueError: the mode is neither.
+    """
+    if mode not in ("uniform", "reward"):
+        raise ValueError(f"replay mode {mode!r} is unknown; it is one of 'uniform', 'reward'")
+    filled = priority > -jnp.inf
+    level = jnp.where(filled, priority, 0.0) / temperature if mode == "reward" else 0.0
+    return jnp.where(filled, level, -jnp.inf)
+
+
+def sample(
+    buffer: ReplayBuffer,
+    key: jax.Array,
+    example_id: Int[Array, "Q"],
+    num: int,
+    mode: Literal["uniform", "reward"],
+    temperature: Float[Array, ""] | float = 1.0,
+) -> tuple[Trajectory, Bool[Array, "B"]]:
+    """Draws `num` items of every query, with replacement; the rows of one query are adjacent (B = Q * num).
+
+    Returns:
+        The trajectories (their `log_behavior` is 0: it was not kept), and which rows are real. Where a query
+        has no item its rows are all zeros and False.
+    """
+    logits = sampling_logits(buffer.priority[example_id], mode, temperature)
+    slot = jax.random.categorical(key, logits[:, None, :], shape=(example_id.shape[0], num))
+    items = jax.tree.map(lambda x: x[example_id[:, None], slot].reshape(-1, *x.shape[2:]), buffer)
+    rollout = Rollout(
+        completion=items.completion,
+        token_mask=items.token_mask,
+        action_mask=items.action_mask,
+        state_mask=items.state_mask,
+        log_behavior=jnp.zeros_like(items.log_reward),
+    )
+    return Trajectory(rollout=rollout, log_reward=items.log_reward), items.filled
+
+
+def statistics(buffer: ReplayBuffer) -> dict[str, Float[Array, ""]]:
+    """What a log says of the buffer.
+
+    Returns:
+        `filled`: share of slots that hold an item. `coverage`: share of queries with at least one.
+        `best_priority`: a query's highest log R, averaged over the queries that have one (nats; 0 if none).
+    """
+    best = buffer.priority.max(axis=1)
+    found = best > -jnp.inf
+    return {
+        "filled": buffer.filled.mean(dtype=jnp.float32),
+        "coverage": found.mean(dtype=jnp.float32),
+        "best_priority": jnp.where(found, best, 0.0).sum() / jnp.maximum(found.sum(), 1),
+    }
