@@ -1,0 +1,187 @@
+"""Arithmetic with a calculator (Hu et al. 2024, section 4.4): chains of tool calls that explain an answer.
+
+The policy sees X alone, "Question: 6 - 0 - 4 - 8 = ? Answer:", and writes Z, " 6 - 0 = 6, 6 - 4 = 2, 2 - 8 = -6", of
+which the calculator writes what follows every "=". The reward is p_LM(X Z Y | demonstrations), Y being ". The answer
+is -6.". The stop is Y's full stop, so that log q(stop | Z) starts from what the base already thinks of ending there.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from gfn_jax.environments import Calculator
+from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.tasks.arithmetic_answers import is_correct_chain
+from gfn_jax.tasks.arithmetic_data import load_examples
+from gfn_jax.tasks.arithmetic_examples import ArithmeticExample
+from gfn_jax.text.batching import pad_left, pad_right
+from gfn_jax.text.tokens import allowed_ids, encode_after
+from gfn_jax.types import Query, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHARACTERS = "0123456789+-=, "  # and the stop, which is "."
+STOP = "."
+_RESULT = re.compile(r"= ?(-?[0-9]{1,9}) ?\Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticConfig:
+    """What may be chosen about the task.
+
+    Attributes:
+        data_dir: folder of the paper's released JSON files; None for the project's own generated splits.
+        seed_demonstrations: how many of the 50 demonstrations seed the replay buffer.
+        reward_shots: demonstrations in the reward's context. They are the first ones, and are no training queries:
+            a query that reads its own solution in the reward's prompt has another reward than the rest.
+        min_length, max_length: tokens of Z while training.
+        eval_max_length: the same at test, where five operands need more room.
+        max_abs_value: the largest operand or result of the calculator.
+        stop_after_number: Z may end only behind a complete number.
+    """
+
+    data_dir: str | None
+    seed_demonstrations: int
+    reward_shots: int
+    min_length: int
+    max_length: int
+    eval_max_length: int
+    max_abs_value: int
+    stop_after_number: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """The task on one tokenizer and one model's vocabulary."""
+
+    config: ArithmeticConfig
+    tokenizer: "PreTrainedTokenizerFast"
+    vocab_size: int
+    name: str = "arithmetic"
+
+    @functools.cached_property
+    def splits(self) -> dict[str, list[ArithmeticExample]]:
+        """Split -> examples; `train` holds the demonstrations that seed the buffer, then the 1,000 pairs.
+
+        Raises:
+            ValueError: fewer demonstrations than the config asks for, or unreadable data.
+        """
+        splits = load_examples(self.config.data_dir)
+        shots = self.config.reward_shots
+        available = len(splits["demonstrations"]) - shots
+        if not 0 <= self.config.seed_demonstrations <= available:
+            raise ValueError(
+                f"seed_demonstrations is {self.config.seed_demonstrations}; {shots} of the demonstrations are the "
+                f"reward's context, which leaves 0..{available}"
+            )
+        context, rest = splits["demonstrations"][:shots], splits["demonstrations"][shots:]
+        kept = {name: examples for name, examples in splits.items() if name not in ("demonstrations", "train")}
+        seeds = rest[: self.config.seed_demonstrations]
+        return {"context": context, "seeds": seeds, "train": [*seeds, *splits["train"]], **kept}
+
+    @functools.cached_property
+    def environment(self) -> Calculator:
+        """The calculator's tables on this tokenizer."""
+        return Calculator.from_tokenizer(
+            self.tokenizer,
+            max_abs_value=self.config.max_abs_value,
+            stop_after_number=self.config.stop_after_number,
+        )
+
+    def constraint(self, max_length: int) -> Constraint:
+        """Digits, operators, comma and space; the stop; between `min_length` and `max_length` tokens."""
+        ids = allowed_ids(self.tokenizer, CHARACTERS, STOP)
+        triggers = np.zeros(self.vocab_size, bool)
+        known = np.asarray(self.environment.triggers)
+        triggers[: len(known)] = known[: self.vocab_size]
+        return make_constraint(
+            self.vocab_size,
+            stop_id=self.stop_id,
+            max_length=max_length,
+            min_length=self.config.min_length,
+            token_ids=ids,
+            opens_call=triggers,
+            call_room=self.environment.max_result_tokens,
+        )
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends Z."""
+        return encode_after(self.tokenizer, "Answer: 1", STOP)[0]
+
+    def queries(self, split: str, shots: int = 0) -> Query:
+        """A split's queries on the host; `shots` demonstrations precede the question in the policy's prompt."""
+        examples = self.splits[split]
+        prefix = "".join(example.demonstration for example in self.splits["context"][:shots])
+        encode = functools.partial(encode_after, self.tokenizer)
+        head = encode("", prefix)
+        prompts = [head + encode("\n", example.question) for example in examples]
+        contexts = [encode("\n", example.question) for example in examples]
+        # The answer follows a number, whichever: its tokens do not depend on Z.
+        answers = [encode(f"{example.question} 1", example.answer_text) for example in examples]
+        return Query(
+            example_id=np.arange(len(examples), dtype=np.int32),
+            prompt=pad_left(prompts, self.pad_id),
+            context=pad_left(contexts, self.pad_id),
+            answer=pad_right(answers, self.pad_id),
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """Fills masked positions; never seen."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
+
+    def reward_context(self) -> Tokens | None:
+        """[1, D]: the reward's demonstrations, each a line X Z Y."""
+        examples = self.splits["context"]
+        if not examples:
+            return None
+        text = "".join(example.demonstration for example in examples)
+        return pad_left([encode_after(self.tokenizer, "", text)], self.pad_id)
+
+    def seeds(self) -> tuple[Int[Array, "S"], Int[Array, "S T"], Int[Array, "S"]]:
+        """The seeding demonstrations: their queries' ids, their completions (tool tokens included) and lengths.
+
+        Raises:
+            ValueError: a demonstration is longer than `max_length`.
+        """
+        seeds = self.splits["seeds"]
+        completions = [encode_after(self.tokenizer, example.question, example.completion) for example in seeds]
+        lengths = np.asarray([len(ids) for ids in completions], np.int32)
+        if len(seeds) and lengths.max() > self.config.max_length:
+            raise ValueError(f"a demonstration has {lengths.max()} tokens; max_length is {self.config.max_length}")
+        padded = np.full((len(seeds), self.config.max_length + 1), self.stop_id, np.int32)
+        for row, ids in zip(padded, completions, strict=True):
+            row[: len(ids)] = ids
+        return jnp.arange(len(seeds)), jnp.asarray(padded), jnp.asarray(lengths)
+
+    def question(self, split: str, example: int) -> str:
+        """X as text."""
+        return self.splits[split][example].question
+
+    def decode(self, ids: list[int]) -> str:
+        """Z as text."""
+        return self.tokenizer.decode(ids)
+
+    def answer(self, completion: str) -> int | None:
+        """The result that Z ends with; None, which is wrong for every question, where there is none.
+
+        A rationale is a chain of calls, so the number must follow an "=": the last operand of an expression merely
+        said again is no answer, even where it happens to be the right number.
+        """
+        match = _RESULT.search(completion)
+        return None if match is None else int(match[1])
+
+    def grade(self, split: str, example: int, completion: str) -> bool:
+        """Whether Z ends with the right result."""
+        return self.answer(completion) == self.splits[split][example].answer
+
+    def is_right_chain(self, split: str, example: int, completion: str) -> bool:
+        """Whether every step of Z is the right one, not only its last number."""
+        return is_correct_chain(self.splits[split][example], completion)
