@@ -26,9 +26,6 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens
 
-# Logits are made this many at a time (floats): a [B T Y, V] array of them would dwarf everything else.
-LOGITS_AT_ONCE = 1 << 24
-
 
 @struct.dataclass
 class Context:
@@ -130,29 +127,17 @@ def token_log_probs(
     targets: Int[Array, "*b M"],
     penalty: Float[Array, "V"] | None = None,
 ) -> Float[Array, "*b M"]:
-    """Log p of M candidate next tokens after every hidden state, a chunk of logits at a time.
+    """log p of M candidate next tokens after every hidden state; the logits of all others are never held.
 
     With `penalty`, the first candidate's distribution is the penalised one (it scores Z), the others' is not.
     """
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    vocabulary = head.weights["kernel"].shape[1]
-    chunk = max(1, min(len(flat), LOGITS_AT_ONCE // vocabulary))
-
-    def one(chunk_of: tuple[Array, Array]) -> Array:
-        logits = decoder.logits(config, head, chunk_of[0])
-        picked = jnp.take_along_axis(logits, chunk_of[1], axis=-1)
-        out = picked - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        if penalty is not None:
-            lowered = logits - penalty
-            first = picked[:, 0] - penalty[chunk_of[1][:, 0]] - jax.nn.logsumexp(lowered, axis=-1)
-            out = out.at[:, 0].set(first)
-        return out
-
-    if chunk >= len(flat):
-        return one((flat, wanted)).reshape(targets.shape)
-    spare = -len(flat) % chunk
-    padded = [jnp.pad(x, ((0, spare), (0, 0))).reshape(-1, chunk, x.shape[-1]) for x in (flat, wanted)]
-    return jax.lax.map(one, tuple(padded)).reshape(-1, wanted.shape[-1])[: len(flat)].reshape(targets.shape)
+    picked = decoder.logits_at(config, head, flat, wanted)
+    out = picked - decoder.log_normalizer(config, head, flat)[:, None]
+    if penalty is not None:
+        first = picked[:, 0] - penalty[wanted[:, 0]] - decoder.log_normalizer(config, head, flat, penalty)
+        out = out.at[:, 0].set(first)
+    return out.reshape(targets.shape)
 
 
 def sequential_log_reward(

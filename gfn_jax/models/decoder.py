@@ -20,6 +20,8 @@ from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.lora import Lora
 from gfn_jax.types import Params, Tokens
 
+VOCABULARY_BLOCK = 2048  # columns of the head whose logits are held at once while only their sum is wanted
+
 
 def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     """Random weights: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 L) (GPT-2), norms at one."""
@@ -285,6 +287,58 @@ def select_head(
 def logits(config: ModelConfig, head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
     """Unnormalised log-probabilities in float32."""
     out = parts.linear(head.weights, hidden, head.adapter, head.scale, dtype=jnp.float32)
-    if config.logit_softcap is not None:
-        out = config.logit_softcap * jnp.tanh(out / config.logit_softcap)
-    return out
+    return _soft_cap(config, out)
+
+
+def logits_at(
+    config: ModelConfig, head: Head, hidden: Float[Array, "*b E"], columns: Int[Array, "*b M"]
+) -> Float[Array, "*b M"]:
+    """The logits of a few columns of each position: M dot products instead of all A."""
+
+    def dot(x: Float[Array, "*b I"], kernel: Float[Array, "I A"]) -> Float[Array, "*b M"]:
+        chosen = kernel.T[columns].astype(x.dtype)
+        return jnp.einsum("...i,...mi->...m", x, chosen, preferred_element_type=jnp.float32)
+
+    out = dot(hidden, head.weights["kernel"])
+    if "bias" in head.weights:
+        out = out + head.weights["bias"][columns].astype(jnp.float32)
+    if head.adapter is not None:
+        out = out + head.scale * dot(hidden @ head.adapter["a"].astype(hidden.dtype), head.adapter["b"])
+    return _soft_cap(config, out)
+
+
+def log_normalizer(
+    config: ModelConfig, head: Head, hidden: Float[Array, "N E"], penalty: Float[Array, "A"] | None = None
+) -> Float[Array, "N"]:
+    """log sum exp of all logits (less a penalty a column), a block of the vocabulary at a time.
+
+    Neither [N, V] logits nor a second pass over the head's weights: the running maximum and sum are corrected as
+    blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867). Meant for scoring without gradient.
+    """
+    width = head.weights["kernel"].shape[1]
+    block = min(VOCABULARY_BLOCK, width)
+
+    def one(carry: tuple[Array, Array], number: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
+        top, total = carry
+        begin = jnp.minimum(number * block, width - block)  # the last block overlaps the one before it
+        weights, adapter = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, begin, block, axis=-1),
+            (head.weights, None if head.adapter is None else {"b": head.adapter["b"]}),
+        )
+        part = Head(weights, None if adapter is None else {**head.adapter, **adapter}, head.scale)
+        scores = logits(config, part, hidden)
+        if penalty is not None:
+            scores = scores - jax.lax.dynamic_slice_in_dim(penalty, begin, block)
+        scores = jnp.where(begin + jnp.arange(block) >= number * block, scores, parts.NEGATIVE)
+        higher = jnp.maximum(top, scores.max(-1))
+        return (higher, total * jnp.exp(top - higher) + jnp.exp(scores - higher[:, None]).sum(-1)), None
+
+    start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)))
+    (top, total), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
+    return top + jnp.log(total)
+
+
+def _soft_cap(config: ModelConfig, out: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    if config.logit_softcap is None:
+        return out
+    return config.logit_softcap * jnp.tanh(out / config.logit_softcap)

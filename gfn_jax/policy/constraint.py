@@ -5,6 +5,7 @@ T = max_length + 1 and in the last column only the stop is left. Tokens that ope
 off near the end, where the tool could not finish writing: every completion then ends in a state that counts.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -112,11 +113,6 @@ def make_constraint(
     )
 
 
-def log_softmax(logits: Float[Array, "*b A"], allowed: Bool[Array, "*b A"]) -> Float[Array, "*b A"]:
-    """Log-probabilities among the allowed tokens, in nats; about -1e30, never -inf, for the others."""
-    logits = jnp.where(allowed, logits.astype(jnp.float32), NEGATIVE)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    shifted = jnp.where(allowed, logits - top, NEGATIVE)
-    # The top token adds 1 to the sum; where nothing is allowed the floor keeps log 0 out of the gradient.
-    total = jnp.maximum(jnp.exp(shifted).sum(-1, keepdims=True), 1.0)
-    return jnp.where(allowed, shifted - jnp.log(total), NEGATIVE)
+def masked_logsumexp(logits: Float[Array, "*b A"], allowed: Bool[Array, "*b A"]) -> Float[Array, "*b"]:
+    """The log normaliser over the allowed tokens; at least one must be."""
+    return jax.nn.logsumexp(jnp.where(allowed, logits.astype(jnp.float32), NEGATIVE), axis=-1)

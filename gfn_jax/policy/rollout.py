@@ -9,30 +9,53 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.interfaces import Environment
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint, log_softmax
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.draw import draw
 from gfn_jax.types import Params, Rollout, Tokens
 
 
-def behavior_log_probs(
+def choose(
+    key: jax.Array,
     logits: Float[Array, "B A"],
     allowed: Bool[Array, "B A"],
     temperature: Float[Array, "B"],
     uniform_mix: Float[Array, "B"],
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """A column of every row from its behaviour policy, and the log-probability it had there (0 where greedy)."""
+    source, token = jax.random.split(key)
+    greedy = temperature <= 0
+    inverse = 1 / jnp.where(greedy, 1.0, temperature)
+    # A draw from a mixture: draw which part, then from that part. The uniform is the policy at infinite temperature.
+    uniform = ~greedy & (jax.random.uniform(source, greedy.shape) < uniform_mix)
+    drawn, best, total = draw(token, masked(logits, jnp.where(uniform, 0.0, inverse)[:, None], allowed))
+    drawn = jnp.where(greedy, best, drawn)
+    # The density needs the tempered part's normaliser, which is at hand unless some row drew from the uniform.
+    total = jax.lax.cond(
+        jnp.any(uniform),
+        lambda: jax.nn.logsumexp(masked(logits, inverse[:, None], allowed), axis=-1),
+        lambda: total,
+    )
+    log_tempered = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0] * inverse - total
+    log_uniform = -jnp.log(allowed.sum(-1).astype(jnp.float32))
+    # log 0 is kept out: where one part has no share, the other's density is taken as it is.
+    share = jnp.clip(uniform_mix, 1e-30, 1 - 1e-7)
+    mixed = jnp.logaddexp(jnp.log1p(-share) + log_tempered, jnp.log(share) + log_uniform)
+    mixed = jnp.where(uniform_mix <= 0, log_tempered, jnp.where(uniform_mix >= 1, log_uniform, mixed))
+    return drawn, jnp.where(greedy, 0.0, mixed)
+
+
+def masked(
+    logits: Float[Array, "B A"], inverse_temperature: Float[Array, "B 1"], allowed: Bool[Array, "B A"]
 ) -> Float[Array, "B A"]:
-    """log((1 - e) softmax(logits / temperature) + e uniform), over the allowed tokens."""
-    tempered = log_softmax(logits / temperature[:, None], allowed)
-    uniform = -jnp.log(allowed.sum(-1, keepdims=True).astype(jnp.float32))
-    mix = uniform_mix[:, None]
-    # At e = 0 and e = 1 one term is -inf and logaddexp returns the other exactly; no gradient is taken here.
-    mixed = jnp.logaddexp(jnp.log1p(-mix) + tempered, jnp.log(mix) + uniform)
-    return jnp.where(allowed, mixed, NEGATIVE)
+    """Tempered logits of the allowed tokens; about -1e30 for the others."""
+    return jnp.where(allowed, logits * inverse_temperature, NEGATIVE)
 
 
 def rollout(
@@ -66,29 +89,22 @@ def rollout(
     start = decoder.past_length((shared,), rows)
     head = decoder.select_head(config, params, lora, constraint.columns)
     cache = decoder.empty_cache(config, rows, horizon - 1, hidden.dtype)
-    greedy = temperature <= 0
-    safe_temperature = jnp.where(greedy, 1.0, temperature)
 
-    def choose(t, hidden, tool, done):
+    def decide(t, hidden, tool, done):
         forced = environment.forced(tool)
-        may_stop = environment.may_stop(tool)
-        allowed = constraint.allowed(jnp.full((rows,), t), may_stop)
+        allowed = constraint.allowed(jnp.full((rows,), t), environment.may_stop(tool))
         logits = decoder.logits(config, head, hidden)
-        log_probs = behavior_log_probs(logits, allowed, safe_temperature, uniform_mix)
-        drawn = jax.random.categorical(jax.random.fold_in(key, t), log_probs)
-        best = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
-        drawn = jnp.where(greedy, best, drawn)
+        drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, allowed, temperature, uniform_mix)
         decides = ~done & (forced < 0)
         token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
         token = jnp.where(done, constraint.stop_id, token)
         stops = decides & constraint.is_stop[drawn]
-        log_behavior = jnp.take_along_axis(log_probs, drawn[:, None], axis=-1)[:, 0]
         column = {
             "completion": token.astype(jnp.int32),
             "token_mask": ~done & ~stops,
             "action_mask": decides,
             "state_mask": decides & jnp.any(allowed & constraint.is_stop, axis=-1),
-            "log_behavior": jnp.where(decides & ~greedy, log_behavior, 0.0),
+            "log_behavior": jnp.where(decides, log_behavior, 0.0),
         }
         return column, done | stops
 
@@ -102,7 +118,7 @@ def rollout(
 
     def live(t, carry):
         hidden, cache, tool, done = carry
-        column, done = choose(t, hidden, tool, done)
+        column, done = decide(t, hidden, tool, done)
         tool = environment.step(tool, column["completion"])
         hidden, cache = jax.lax.cond(
             jnp.all(done) | (t >= horizon - 1),
