@@ -1,0 +1,237 @@
+"""Saving and restoring a run, and keeping two configs out of one folder.
+
+    WORKDIR/config.json             the config that owns the folder
+    WORKDIR/checkpoints/STEP/       state (orbax, written while training goes on) and a few facts about it
+    WORKDIR/unreadable/STEP-TIME/   checkpoints that could not be read, moved out of the way
+
+The newest checkpoints and the best one are kept. Random keys are in none: they are folded from the step's
+number.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from gfn_jax.types import PyTree
+
+_log = logging.getLogger("gfn_jax")
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name a config; the order of its keys does not matter."""
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:12]
+
+
+def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
+    """Makes `workdir` this config's own, and returns the config's digest.
+
+    A folder without a checkpoint is nobody's: whoever had it got nowhere, and a corrected config may use it.
+
+    Args:
+        workdir: where a run writes; created if need be.
+        config: what the result depends on, as nested mappings of plain values.
+
+    Raises:
+        ValueError: checkpoints of another config lie there (the keys that differ are named), or the folder's
+            config is unreadable.
+    """
+    path = workdir / "config.json"
+    if path.exists() and any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
+        try:
+            owner = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
+        differing = list(_differences(owner, json.loads(_canonical(config))))
+        if differing:
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ValueError(
+                f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; "
+                "use another --workdir"
+            )
+    elif jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(_canonical(config) + "\n")
+        os.replace(partial, path)
+    return config_digest(config)
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, indent=1, sort_keys=True)
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """One phrase a key that differs between two trees of plain values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            name = f"{path}.{key}" if path else key
+            if key not in here or key not in there:
+                yield f"{name} is only {'there' if key in there else 'here'}"
+            else:
+                yield from _differences(there[key], here[key], name)
+    elif there != here:
+        yield f"{path} is {there!r} there and {here!r} here"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+        state: the run's state, placed as the template was.
+        step: how many steps it had done.
+        seconds: how long they had taken.
+    """
+
+    state: PyTree
+    step: int
+    seconds: float
+
+
+class Checkpointer:
+    """The checkpoints of one run: saved while training goes on, the latest and the best kept.
+
+    Args:
+        workdir: the run's folder.
+        digest: of the config that owns it; a checkpoint of another config is refused.
+        keep_latest: how many of the newest to keep, besides the best.
+    """
+
+    def __init__(self, workdir: pathlib.Path, digest: str, keep_latest: int = 2):
+        self.directory = workdir.absolute() / "checkpoints"
+        self._aside = workdir.absolute() / "unreadable"
+        self._digest = digest
+        # Orbax's own tracking of the best reads every score as it opens the folder, and cannot open it where
+        # one is damaged; so the scores lie with the facts and are read here.
+        self._policy = _LatestAndBest(keep_latest)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        for step in self.steps:
+            with contextlib.suppress(Exception):  # a damaged one is said so when it is restored
+                self._policy.scores[step] = self._facts(step)["score"]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are saved, or being saved, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step that is saved, or None."""
+        return max(self.steps, default=None)
+
+    def save(self, step: int, state: PyTree, seconds: float, score: float | None = None) -> None:
+        """Starts saving; returns once `state` is copied and may be donated.
+
+        Args:
+            step: steps done.
+            state: what to save.
+            seconds: training time so far.
+            score: how good it is (more is better), where it was evaluated.
+        """
+        score = -math.inf if score is None or math.isnan(score) else score
+        self._policy.scores[step] = score
+        facts = {"config_digest": self._digest, "seconds": seconds, "score": score}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
+        )
+
+    def wait(self) -> None:
+        """Returns once everything is on disk; raises what a save in the background raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self._manager.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster is about to end this job; all its processes agree on the step."""
+        return self._manager.reached_preemption(step)
+
+    def restore(self, template: PyTree) -> Restored | None:
+        """The newest checkpoint that can be read, or None where there is none.
+
+        Newer ones that cannot be read are named in the log and moved aside; their steps can be saved again.
+
+        Args:
+            template: a state of the same structure; the restored one takes its shapes, types and shardings,
+                so that a run may go on with another number of devices.
+
+        Raises:
+            ValueError: none of the checkpoints can be read, or one belongs to another config.
+        """
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
+        failures: dict[int, str] = {}
+        for step in reversed(self.steps):
+            try:
+                restored = self._read(step, wanted)
+            except Exception as error:  # whatever a damaged file makes the libraries raise
+                failures[step] = f"step {step} cannot be read ({_first_line(error)})"
+                _log.warning("checkpoint of %s; trying an older one", failures[step])
+                continue
+            self._put_aside(list(failures))
+            return restored
+        if failures:
+            raise ValueError(
+                f"no checkpoint in {self.directory} can be read: {'; '.join(failures.values())}; "
+                "move the folder away to start over"
+            )
+        return None
+
+    def _read(self, step: int, wanted: PyTree) -> Restored:
+        facts = self._facts(step)
+        if facts["config_digest"] != self._digest:
+            raise ValueError(f"it belongs to config {facts['config_digest']}, not {self._digest}")
+        items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+        return Restored(state=items["state"], step=step, seconds=facts["seconds"])
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            self._aside.mkdir(exist_ok=True)
+            for step in steps:
+                os.rename(self.directory / str(step), self._aside / f"{step}-{time.time_ns()}")
+        multihost_utils.sync_global_devices("unreadable checkpoints put aside")
+        self._manager.reload()
+
+
+class _LatestAndBest:
+    """Which checkpoints to keep: the newest few, and the one of the highest score (of equals the newest)."""
+
+    def __init__(self, keep_latest: int):
+        self.keep_latest = keep_latest
+        self.scores: dict[int, float] = {}
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """One answer a checkpoint; they come oldest first."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = max(steps, key=lambda step: (self.scores.get(step, -math.inf), step), default=None)
+        return [step == best or step in steps[-self.keep_latest :] for step in steps]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

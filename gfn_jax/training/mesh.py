@@ -1,0 +1,168 @@
+"""Where arrays live: a mesh of (data, fsdp, tensor) devices, and rules from tree paths to partitions.
+
+Rows of a batch go over data and fsdp together; weights are split over fsdp (memory) and tensor (arithmetic),
+as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053): columns of q, k, v, gate, up and rows of o, down over
+tensor. The embedding is split over its vocabulary alone: XLA rematerialises it in full under other
+layouts. Optimizer moments mirror the parameters, and a rule is matched against the end of a path, so
+`opt_state/1/0/mu/layers/q/a` falls under the rule of `layers/q/a`.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gfn_jax.types import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+Rules = tuple[tuple[str, P], ...]
+
+BASE_RULES: Rules = (
+    (r"\bembed/tokens$", P("tensor", None)),
+    (r"\bembed/positions$", P()),
+    (r"\blayers/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"\blayers/(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"\blayers/(q|k|v|gate|up)/bias$", P(None, "tensor")),
+    (r"\blayers/(o|down)/bias$", P()),
+    (r"norm/(scale|bias)$", P()),
+    (r"\bhead/kernel$", P("fsdp", "tensor")),
+    (r"\bhead/bias$", P("tensor")),
+)
+LORA_RULES: Rules = (
+    (r"\blayers/(q|k|v|gate|up)/a$", P(None, "fsdp", None)),
+    (r"\blayers/(q|k|v|gate|up)/b$", P(None, None, "tensor")),
+    (r"\blayers/(o|down)/a$", P(None, "tensor", None)),
+    (r"\blayers/(o|down)/b$", P(None, None, "fsdp")),
+    (r"\bhead/a$", P("fsdp", None)),
+    (r"\bhead/b$", P(None, "tensor")),
+    (r"\blog_z$", P()),
+)
+# The buffer's leading axis is the table of queries, which is what grows with the data.
+REPLAY_RULES: Rules = ((r"^replay/", P(ROWS)),)
+RULES: Rules = (*BASE_RULES, *LORA_RULES, *REPLAY_RULES)
+# To end a list with, for trees of which most leaves are small (a run's constants); a state's must be named.
+REST_REPLICATED: Rules = ((r"", P()),)
+
+_log = logging.getLogger("gfn_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices an axis; -1 (at most once) takes what the other two leave.
+
+    Attributes:
+        data: copies of the weights, each with its own rows.
+        fsdp: parts that the weights are stored in, each with its own rows.
+        tensor: parts that each matrix product is split in.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of `devices` (all of them by default), its axes automatic: XLA places what no rule names.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {asked}: sizes must be positive, and at most one may be -1")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"mesh {asked} does not fit {len(devices)} devices: the sizes must multiply to that")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
+    """The partition of one array: the first rule found in its path, less the axes that do not divide it.
+
+    Args:
+        path: its place in the tree, joined by `/`.
+        shape: its shape; scalars are replicated without a rule.
+        mesh: the devices.
+        rules: (regular expression, partition) pairs; the first that is found in the path counts.
+
+    Raises:
+        ValueError: no rule covers the path, or the rule has more dimensions than the array.
+    """
+    if not shape:
+        return P()
+    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+    if spec is None:
+        raise ValueError(f"no sharding rule covers {path!r} of shape {shape}; add one to the rules")
+    if len(spec) > len(shape):
+        raise ValueError(f"the sharding rule {spec} has more dimensions than {path!r} of shape {shape}")
+    kept = []
+    for size, axes in zip(shape, spec):
+        parts = math.prod(mesh.shape[axis] for axis in _names(axes))
+        if size % parts:
+            _log_dropped(path, size, axes, parts)
+            axes = None
+        kept.append(axes)
+    return P(*kept)
+
+
+def shardings(tree: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
+    """A `NamedSharding` for every leaf of `tree` (arrays or shapes), for `jax.device_put` and `jax.jit`.
+
+    Raises:
+        ValueError: a leaf that no rule covers.
+    """
+
+    def one(path: tuple, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: PyTree, placement: PyTree) -> PyTree:
+    """Puts every array where `placement` (shardings, or one for all) says.
+
+    With several processes each must hold the same values; `jax.device_put` does not reach another's devices.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placement)
+    return jax.jit(lambda whole: whole, out_shardings=placement)(tree)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis (rows, or whole queries) over data and fsdp; the rest replicated."""
+    return NamedSharding(mesh, P(ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def check_rows(rows: int, mesh: Mesh, what: str = "batch") -> None:
+    """Raises ValueError where `rows` do not divide over the devices that share them."""
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    if rows % parts:
+        raise ValueError(
+            f"a {what} of {rows} does not divide over {parts} devices (data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']}); make it a multiple of {parts} or give those axes fewer devices"
+        )
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+@functools.cache  # says it once, however often the tree is looked at
+def _log_dropped(path: str, size: int, axes: str | tuple[str, ...], parts: int) -> None:
+    _log.warning("%s: a dimension of %d does not divide by %s=%d and is not split", path, size, axes, parts)
