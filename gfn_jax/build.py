@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from gfn_jax import replay
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
@@ -22,6 +23,7 @@ from gfn_jax.models.checkpoint import load_model, read_config, save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.quantize import check_kind, quantize_params
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward
@@ -78,6 +80,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
 
 def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """GFlowNet fine-tuning on arithmetic with a calculator."""
+    check_kind(config.model.quantize)
     digest = claim_workdir(workdir, described(config))
     folder = model_folder(config.model.path)
     mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
@@ -86,23 +89,9 @@ def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     abstract = jax.eval_shape(lambda key: init_params(key, shape, dtype), jax.random.key(0))
     placement = meshes.shardings(abstract, mesh)
     model, params = load_model(folder, dtype, placement)
-    tokenizer = load_tokenizer(folder)
-    task = Arithmetic(section(ArithmeticConfig, config.arithmetic), tokenizer, model.vocab_size)
-    settings = section(GFlowNetConfig, config.gflownet)
-    meshes.check_rows(settings.queries // settings.micro_batches, mesh, "micro-batch of queries")
-    check_positions(model, task)
-    lora = section(LoraConfig, config.lora)
-    algorithm = GFlowNet(
-        model=model,
-        reward=PosteriorReward(model, demonstrations=to_device(task.reward_context())),
-        objective=build_objective(config.objective, settings.samples),
-        config=settings,
-        dropout=lora.dropout,
-        remat=config.model.remat,
-    )
-    optimizer = make_optimizer(
-        section(OptimizerConfig, config.optimizer, total_steps=config.steps - settings.discovery_steps)
-    )
+    params = quantize_params(params, config.model.quantize, consume=True)
+    task, lora, algorithm, optimizer = arithmetic_parts(config, model, load_tokenizer(folder), mesh)
+    settings = algorithm.config
     constants, state = initial(config, algorithm, lora, task, params, optimizer)
     constants, state = (place(tree, mesh) for tree in (constants, state))
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -143,6 +132,32 @@ def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
         save_every=config.save_every,
         describe_progress=describe_progress,
     )
+
+
+def arithmetic_parts(
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> tuple[Arithmetic, LoraConfig, GFlowNet, optax.GradientTransformation]:
+    """What does not depend on the weights."""
+    task = Arithmetic(section(ArithmeticConfig, config.arithmetic), tokenizer, model.vocab_size)
+    settings = section(GFlowNetConfig, config.gflownet)
+    meshes.check_rows(settings.queries // settings.micro_batches, mesh, "micro-batch of queries")
+    check_positions(model, task)
+    lora = section(LoraConfig, config.lora)
+    algorithm = GFlowNet(
+        model=model,
+        reward=PosteriorReward(model, demonstrations=to_device(task.reward_context())),
+        objective=build_objective(config.objective, settings.samples),
+        config=settings,
+        dropout=lora.dropout,
+        remat=config.model.remat,
+    )
+    optimizer = make_optimizer(
+        section(OptimizerConfig, config.optimizer, total_steps=config.steps - settings.discovery_steps)
+    )
+    return task, lora, algorithm, optimizer
 
 
 def initial(config, algorithm: GFlowNet, lora: LoraConfig, task: Arithmetic, params, optimizer):
@@ -283,7 +298,7 @@ def read_corpus(config: ml_collections.ConfigDict, tokenizer) -> tuple[Tokens, t
             seq_length=config.seq_length,
             seed=10 * config.seed + number,
         )
-        parts.append(Tokens(*token_rows(corpus, tokenizer)))
+        parts.append(Tokens(*map(jnp.asarray, token_rows(corpus, tokenizer))))
         phases.append(Phase(values.steps, first, first + corpus.documents))
         first += corpus.documents
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts), tuple(phases)

@@ -21,7 +21,7 @@ from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
 from gfn_jax.tasks.arithmetic import CHARACTERS, STOP
-from gfn_jax.text.tokens import allowed_ids
+from gfn_jax.text.tokens import allowed_ids, encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.training.step import TrainState, make_step
 from gfn_jax.types import Query, Tokens
@@ -89,7 +89,7 @@ def build_benchmark(config: ml_collections.ConfigDict) -> Parts:
         horizon=constraint.horizon,
         allowed=len(constraint.token_ids),
     )
-    calls = _calls(algorithm, constants, trainable, buffer, shape)
+    calls = _calls(algorithm, reward, constants, trainable, buffer, shape)
     return Parts(shape, Flops(model), Flops(model, lora), calls)
 
 
@@ -103,7 +103,7 @@ def _constraint(config: ml_collections.ConfigDict) -> tuple[Constraint, Any]:
     triggers = jnp.zeros(vocabulary, bool).at[: len(calculator.triggers)].set(calculator.triggers)
     constraint = make_constraint(
         vocabulary,
-        tokenizer.convert_tokens_to_ids(STOP),
+        encode_after(tokenizer, "1", STOP)[0],
         config.length,
         min_length=config.length,
         token_ids=allowed_ids(tokenizer, CHARACTERS, STOP),
@@ -114,7 +114,7 @@ def _constraint(config: ml_collections.ConfigDict) -> tuple[Constraint, Any]:
 
 
 def _calls(
-    algorithm: GFlowNet, constants: Constants, trainable: Any, buffer: Any, shape: StepShape
+    algorithm: GFlowNet, reward: PosteriorReward, constants: Constants, trainable: Any, buffer: Any, shape: StepShape
 ) -> dict[str, Callable[[], Any]]:
     """The parts as nullary calls. All completions have the full length, so that the work is what was counted."""
     query, rows = constants.queries, jnp.ones(shape.rows)
@@ -140,7 +140,7 @@ def _calls(
         return lambda: call(constants, sampled)
 
     batch, _, _ = jax.jit(algorithm.collect)(
-        constants, trainable, buffer, query, {stream: key for stream in range(5)}, jnp.ones(())
+        constants, trainable, buffer, query, dict.fromkeys(range(5), key), jnp.ones(())
     )
 
     @jax.jit
@@ -156,8 +156,8 @@ def _calls(
     state = TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, buffer)
     return {
         "rollout": lambda: sample(constants, trainable.lora),
-        "reward": reward_of(algorithm.reward.log_reward),
-        "reward_sequential": reward_of(lambda *args: sequential_log_reward(algorithm.reward, *args)),
+        "reward": reward_of(reward.log_reward),
+        "reward_sequential": reward_of(lambda *args: sequential_log_reward(reward, *args)),
         "score_update": lambda: update(trainable, opt_state, constants, batch),
         "step": lambda: step(state, constants),
     }

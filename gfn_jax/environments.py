@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 class NoTool:
     """No tool: nothing is forced and Z may end anywhere. The state of a row is the -1 that it answers."""
 
-    def init(self, rows: int) -> Int[Array, "B"]:
+    def init(self, rows: int) -> Int[Array, " B"]:
         return jnp.full(rows, -1, jnp.int32)
 
-    def step(self, state: Int[Array, "B"], token: Int[Array, "B"]) -> Int[Array, "B"]:
+    def step(self, state: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
         return state
 
-    def forced(self, state: Int[Array, "B"]) -> Int[Array, "B"]:
+    def forced(self, state: Int[Array, " B"]) -> Int[Array, " B"]:
         return state
 
-    def may_stop(self, state: Int[Array, "B"]) -> Bool[Array, "B"]:
+    def may_stop(self, state: Int[Array, " B"]) -> Bool[Array, " B"]:
         return jnp.ones_like(state, bool)
 
 
@@ -95,9 +95,7 @@ def _symbol_table(strings: list[str], ceiling: int) -> Int[np.ndarray, "3 V S"]:
     return np.array(padded, dtype=np.int32).transpose(2, 0, 1)
 
 
-def _result_table(
-    tokenizer: "PreTrainedTokenizerFast", strings: list[str], bound: int
-) -> Int[np.ndarray, "R W"]:
+def _result_table(tokenizer: "PreTrainedTokenizerFast", strings: list[str], bound: int) -> Int[np.ndarray, "R W"]:
     """The tokens of every value from -bound to bound as they follow an '=', with at least one -1 behind."""
     rows = []
     for value in sorted(range(-bound, bound + 1), key=abs):  # an error names the smallest that is missing
@@ -119,14 +117,14 @@ class CalculatorState:
     `operator` is +1, -1, or 0 before there is one; `magnitude` and |left| saturate at max_abs_value + 1.
     """
 
-    phase: Int[Array, "B"]
-    left: Int[Array, "B"]
-    operator: Int[Array, "B"]
-    sign: Int[Array, "B"]
-    magnitude: Int[Array, "B"]
-    ends_in_digit: Bool[Array, "B"]
-    result: Int[Array, "B"]  # row of the result table
-    written: Int[Array, "B"]  # tokens of it that are written
+    phase: Int[Array, " B"]
+    left: Int[Array, " B"]
+    operator: Int[Array, " B"]
+    sign: Int[Array, " B"]
+    magnitude: Int[Array, " B"]
+    ends_in_digit: Bool[Array, " B"]
+    result: Int[Array, " B"]  # row of the result table
+    written: Int[Array, " B"]  # tokens of it that are written
 
 
 @struct.dataclass
@@ -144,8 +142,8 @@ class Calculator:
     """
 
     symbols: Int[Array, "3 V S"]
-    ends_in_digit: Bool[Array, "V"]
-    triggers: Bool[Array, "V"]
+    ends_in_digit: Bool[Array, " V"]
+    triggers: Bool[Array, " V"]
     results: Int[Array, "R W"]
     max_abs_value: int = struct.field(pytree_node=False)
     max_result_tokens: int = struct.field(pytree_node=False)
@@ -165,9 +163,7 @@ class Calculator:
         strings = token_strings(tokenizer)
         triggers = np.array([text.endswith(CALL) for text in strings])
         if not triggers.any():
-            raise ValueError(
-                f"the tokenizer has no token that ends in {CALL!r}: the calculator cannot be called"
-            )
+            raise ValueError(f"the tokenizer has no token that ends in {CALL!r}: the calculator cannot be called")
         results = _result_table(tokenizer, strings, max_abs_value)
         return cls(
             symbols=jnp.asarray(_symbol_table(strings, max_abs_value + 1)),
@@ -192,7 +188,7 @@ class Calculator:
             written=zeros + self.max_result_tokens,
         )
 
-    def step(self, state: CalculatorState, token: Int[Array, "B"]) -> CalculatorState:
+    def step(self, state: CalculatorState, token: Int[Array, " B"]) -> CalculatorState:
         # A token other than the one the tool was to write (a text from elsewhere) ends its writing.
         follows = token == self.forced(state)
         written = jnp.where(follows, state.written + 1, self.max_result_tokens)
@@ -209,16 +205,14 @@ class Calculator:
             written=jnp.where(called, 0, written),
         )
 
-    def forced(self, state: CalculatorState) -> Int[Array, "B"]:
+    def forced(self, state: CalculatorState) -> Int[Array, " B"]:
         return self.results[state.result, state.written]
 
-    def may_stop(self, state: CalculatorState) -> Bool[Array, "B"]:
+    def may_stop(self, state: CalculatorState) -> Bool[Array, " B"]:
         free = self.forced(state) < 0
         return free & state.ends_in_digit if self.stop_after_number else free
 
-    def _read(
-        self, state: CalculatorState, kind: jax.Array, number: jax.Array, scale: jax.Array
-    ) -> CalculatorState:
+    def _read(self, state: CalculatorState, kind: jax.Array, number: jax.Array, scale: jax.Array) -> CalculatorState:
         """The state after one more symbol (the result being written is not its business)."""
         complete = (state.phase == DIGITS) | (state.phase == AFTER)
         operates = complete & ((kind == PLUS) | (kind == MINUS))
@@ -235,7 +229,7 @@ class Calculator:
             magnitude=jnp.where(kind == NUMBER, appended, jnp.where(operates | begins, 0, state.magnitude)),
         )
 
-    def _evaluate(self, state: CalculatorState) -> tuple[Bool[Array, "B"], Int[Array, "B"]]:
+    def _evaluate(self, state: CalculatorState) -> tuple[Bool[Array, " B"], Int[Array, " B"]]:
         """Whether the expression up to here has a result, and the result."""
         value = state.left + state.operator * state.sign * state.magnitude
         complete = (state.phase == DIGITS) | (state.phase == AFTER)

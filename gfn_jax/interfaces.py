@@ -18,13 +18,13 @@ class Environment(Protocol):
     def init(self, rows: int) -> PyTree:
         """The state before the first token, for `rows` rows."""
 
-    def step(self, state: PyTree, token: Int[Array, "B"]) -> PyTree:
+    def step(self, state: PyTree, token: Int[Array, " B"]) -> PyTree:
         """The state after one more token of Z."""
 
-    def forced(self, state: PyTree) -> Int[Array, "B"]:
+    def forced(self, state: PyTree) -> Int[Array, " B"]:
         """The token the tool writes next, or -1 where the policy decides."""
 
-    def may_stop(self, state: PyTree) -> Bool[Array, "B"]:
+    def may_stop(self, state: PyTree) -> Bool[Array, " B"]:
         """Whether Z, as it stands, may end here."""
 
 
@@ -35,7 +35,7 @@ class Reward(Protocol):
         """What is constant for the run (a few-shot context's KV cache, a table); made once, on device."""
 
     def log_reward(self, params: Params, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
-        """log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
+        """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
 
 
 class Task(Protocol):

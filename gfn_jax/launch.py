@@ -4,6 +4,7 @@
     --workdir=DIR       where the run writes, runs/CONFIG-PRESET by default; run again, it goes on from there
     --distributed       joins the other processes of a cluster; not needed where the environment names them
                         (SLURM, Open MPI, a TPU slice on Kubernetes, JAX_COORDINATOR_ADDRESS)
+    --dry_run           says what the run would take in memory and arithmetic, on any --config.mesh, and ends there
     --debug             shows tracebacks; so does GFN_JAX_DEBUG=1
 
 What is wrong with the command, its config or its data ends in one line `error: ...` and exit code 2; what
@@ -57,6 +58,11 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             print(f"{__doc__}\nFlags:\n{values.get_help()}")
             return 0
         expected = BUILDING
+        if values.dry_run:
+            from gfn_jax.dry_run import dry_run
+
+            print(dry_run(values.config), flush=True)
+            return 0
         source = config_flags.get_config_filename(values["config"])
         workdir = pathlib.Path(values.workdir or default_workdir(source))
         set_up_logging()
@@ -94,6 +100,7 @@ def parse(argv: list[str], default_config: str | None = None) -> flags.FlagValue
         KeyError, AttributeError: a config key that is not there.
         OSError: a config file that is not there.
     """
+    # Of two configs the last would count, but overrides would be looked up in the first.
     named = any(re.match(r"--?config(=|$)", word) for word in argv[1:])
     if default_config is not None and not named:
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
@@ -101,6 +108,7 @@ def parse(argv: list[str], default_config: str | None = None) -> flags.FlagValue
     config_flags.DEFINE_config_file("config", None, "FILE:preset", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "where the run writes", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the processes of a cluster", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "say what the run would take, and end", flag_values=values)
     flags.DEFINE_bool("debug", False, "show tracebacks", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     words = values(argv)

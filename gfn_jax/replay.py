@@ -76,7 +76,7 @@ def init(num_queries: int, capacity: int, horizon: int) -> ReplayBuffer:
 
 def add(
     buffer: ReplayBuffer,
-    example_id: Int[Array, "Q"],
+    example_id: Int[Array, " Q"],
     trajectory: Trajectory,
     tolerance: Float[Array, ""] | float,
 ) -> ReplayBuffer:
@@ -123,7 +123,7 @@ def _items(trajectory: Trajectory) -> ReplayBuffer:
     )
 
 
-def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | float) -> Int[Array, "M"]:
+def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | float) -> Int[Array, " M"]:
     """Which items of a query's pool (M slots, then N new rows) its slots hold once every new row was offered.
 
     All distances are known before the scan, which then only moves indices.
@@ -132,7 +132,7 @@ def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | flo
     distances = edit_distance(new.completion, new.length, pool.completion, pool.length)
     alike = distances < tolerance * (new.length + pool.length) - ROUNDING_SLACK
 
-    def offer(slots: Int[Array, "M"], row: tuple) -> tuple[Int[Array, "M"], None]:
+    def offer(slots: Int[Array, " M"], row: tuple) -> tuple[Int[Array, " M"], None]:
         item, distance, alike = row
         filled, level, distance = pool.filled[slots], pool.priority[slots], distance[slots]
         duplicate = (filled & (distance == 0)).any()
@@ -182,13 +182,13 @@ def edit_distance(
     return b_length + ups - downs
 
 
-def _pack(bits: Bool[Array, "*rows W 32"]) -> UInt32[Array, "W *rows"]:
+def _pack(bits: Bool[Array, "*rows W 32"]) -> UInt32[Array, " W *rows"]:
     """W words of 32 bits each, lowest first, on the leading axis."""
     weight = jnp.uint32(1) << jnp.arange(WORD_BITS, dtype=jnp.uint32)
     return jnp.moveaxis(jnp.where(bits, weight, 0).sum(-1, dtype=jnp.uint32), -1, 0)
 
 
-def _plus(x: UInt32[Array, "W *rows"], y: UInt32[Array, "W *rows"]) -> UInt32[Array, "W *rows"]:
+def _plus(x: UInt32[Array, " W *rows"], y: UInt32[Array, " W *rows"]) -> UInt32[Array, " W *rows"]:
     """The sum of two numbers of W words, lowest first; the last carry is lost."""
     total, carry = [], jnp.zeros_like(x[0])
     for u, v in zip(x, y, strict=True):
@@ -198,7 +198,7 @@ def _plus(x: UInt32[Array, "W *rows"], y: UInt32[Array, "W *rows"]) -> UInt32[Ar
     return jnp.stack(total)
 
 
-def _shift(x: UInt32[Array, "W *rows"], lowest: int) -> UInt32[Array, "W *rows"]:
+def _shift(x: UInt32[Array, " W *rows"], lowest: int) -> UInt32[Array, " W *rows"]:
     """A number of W words moved up by one bit, `lowest` entering."""
     entering = jnp.concatenate([jnp.full_like(x[:1], lowest), x[:-1] >> (WORD_BITS - 1)])
     return (x << 1) | entering
@@ -229,11 +229,11 @@ def sampling_logits(
 def sample(
     buffer: ReplayBuffer,
     key: jax.Array,
-    example_id: Int[Array, "Q"],
+    example_id: Int[Array, " Q"],
     num: int,
     mode: Literal["uniform", "reward"],
     temperature: Float[Array, ""] | float = 1.0,
-) -> tuple[Trajectory, Bool[Array, "B"]]:
+) -> tuple[Trajectory, Bool[Array, " B"]]:
     """Draws `num` items of every query, with replacement; the rows of one query are adjacent (B = Q * num).
 
     Returns:

@@ -32,7 +32,7 @@ class Context:
     """What a `PosteriorReward` keeps for the whole run."""
 
     demonstrations: KeyValues | None
-    penalty: Float[Array, "V"] | None
+    penalty: Float[Array, " V"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PosteriorReward:
 
     config: ModelConfig
     demonstrations: Tokens | None = None
-    vocabulary_penalty: Float[Array, "V"] | None = None
+    vocabulary_penalty: Float[Array, " V"] | None = None
     released_min_length: int = 0
 
     def prepare(self, params: Params) -> Context:
@@ -60,9 +60,7 @@ class PosteriorReward:
             _, cache = decoder.prefill(self.config, params, None, self.demonstrations)
         return Context(demonstrations=cache, penalty=self.vocabulary_penalty)
 
-    def log_reward(
-        self, params: Params, prepared: Context, query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
+    def log_reward(self, params: Params, prepared: Context, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
         rows, horizon = rollout.completion.shape
         repeats = rows // query.example_id.shape[0]
@@ -77,9 +75,7 @@ class PosteriorReward:
         states = jnp.concatenate([first, hidden[:, : horizon - 1]], axis=1)
         head = decoder.select_head(self.config, params, None)
         # Each state predicts two tokens: Z's next and Y's first.
-        targets = jnp.stack(
-            [rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1
-        )
+        targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
         log_probs = token_log_probs(self.config, head, states, targets, prepared.penalty)
         log_z = jnp.where(rollout.token_mask, log_probs[..., 0], 0.0)
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
@@ -98,25 +94,21 @@ class PosteriorReward:
 
 def pack(
     completion: Int[Array, "B T"], answer: Int[Array, "B Y"]
-) -> tuple[Int[Array, "B S"], Int[np.ndarray, "S"], Array]:
+) -> tuple[Int[Array, "B S"], Int[np.ndarray, " S"], Array]:
     """The packed tokens, their positions after the context, and who sees whom ([1, S, S]); S = T - 1 + T (Y - 1)."""
     rows, horizon = completion.shape
     width = answer.shape[1] - 1
     blocks = jnp.broadcast_to(answer[:, None, :-1], (rows, horizon, width)).reshape(rows, -1)
     ids = jnp.concatenate([completion[:, :-1], blocks], axis=1)
     z = np.arange(horizon - 1)
-    state, column = (
-        index.ravel() for index in np.meshgrid(np.arange(horizon), np.arange(width), indexing="ij")
-    )
+    state, column = (index.ravel() for index in np.meshgrid(np.arange(horizon), np.arange(width), indexing="ij"))
     offsets = np.concatenate([z, state + column])
     # A Z token is "state k, no block"; a Y token sees Z up to its state, and its own block up to itself.
     in_block = np.concatenate([np.zeros(horizon - 1, bool), np.ones(len(state), bool)])
     prefix = np.concatenate([z + 1, state])  # how many tokens of Z each position sees
     block = np.concatenate([np.full(horizon - 1, -1), state])
     sees_z = ~in_block[None, :] & (np.concatenate([z, state])[None, :] < prefix[:, None])
-    sees_block = (
-        in_block[None, :] & (block[:, None] == block[None, :]) & (offsets[:, None] >= offsets[None, :])
-    )
+    sees_block = in_block[None, :] & (block[:, None] == block[None, :]) & (offsets[:, None] >= offsets[None, :])
     return ids, offsets, jnp.asarray((sees_z | sees_block)[None])
 
 
@@ -125,9 +117,9 @@ def token_log_probs(
     head: decoder.Head,
     hidden: Float[Array, "*b E"],
     targets: Int[Array, "*b M"],
-    penalty: Float[Array, "V"] | None = None,
+    penalty: Float[Array, " V"] | None = None,
 ) -> Float[Array, "*b M"]:
-    """log p of M candidate next tokens after every hidden state; the logits of all others are never held.
+    """Log p of M candidate next tokens after every hidden state; the logits of all others are never held.
 
     With `penalty`, the first candidate's distribution is the penalised one (it scores Z), the others' is not.
     """
@@ -175,16 +167,14 @@ class TableReward:
     a is A i + a + 1, the empty sequence is node 0.
     """
 
-    table: Float[Array, "nodes"]
+    table: Float[Array, " nodes"]
     arity: int
 
     def prepare(self, params: Params) -> Array:
         """The table itself."""
         return self.table
 
-    def log_reward(
-        self, params: Params, prepared: Array, query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
+    def log_reward(self, params: Params, prepared: Array, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Looks every prefix up."""
 
         def child(node: Array, token: Array) -> tuple[Array, Array]:

@@ -33,7 +33,7 @@ class Query:
     `example_id` is the row's place in the task's table of queries, and its key in the replay buffer.
     """
 
-    example_id: Int[Array, "Q"]
+    example_id: Int[Array, " Q"]
     prompt: Tokens  # [Q, P], padded left
     context: Tokens  # [Q, C], padded left
     answer: Tokens  # [Q, Y], padded right

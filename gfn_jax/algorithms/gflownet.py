@@ -68,13 +68,9 @@ class GFlowNetConfig:
 
     def __post_init__(self):
         if self.queries % self.micro_batches:
-            raise ValueError(
-                f"queries ({self.queries}) do not divide into {self.micro_batches} micro_batches"
-            )
+            raise ValueError(f"queries ({self.queries}) do not divide into {self.micro_batches} micro_batches")
         if not 0 <= self.replay_samples < self.samples:
-            raise ValueError(
-                f"replay_samples ({self.replay_samples}) must be in 0..samples-1 ({self.samples - 1})"
-            )
+            raise ValueError(f"replay_samples ({self.replay_samples}) must be in 0..samples-1 ({self.samples - 1})")
         if self.tempered + self.exploring > 1:
             raise ValueError(f"tempered + exploring is {self.tempered + self.exploring}, more than 1")
         if not 0 < self.temperature_low <= self.temperature_high:
@@ -95,7 +91,7 @@ class Trainable:
     """What the optimizer moves: the adapter and, for TB, log Z of every query (scaled by 1 / log_z_rate)."""
 
     lora: Lora
-    log_z: Float[Array, "E"] | None
+    log_z: Float[Array, " E"] | None
 
 
 @struct.dataclass
@@ -105,7 +101,7 @@ class Constants:
     params: Params
     prepared: PyTree
     queries: Query
-    query_log_weight: Float[Array, "E"]
+    query_log_weight: Float[Array, " E"]
     constraint: Constraint
     environment: Environment
     root: jax.Array
@@ -117,7 +113,7 @@ class Batch:
 
     query: Query
     trajectory: Trajectory
-    row_mask: Bool[Array, "B"]
+    row_mask: Bool[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +142,7 @@ class GFlowNet:
         _, chosen = jax.lax.top_k(weight + jax.random.gumbel(key, weight.shape), self.config.queries)
         return jax.tree.map(lambda x: x[chosen], constants.queries)
 
-    def behavior(self, key: jax.Array, rows: int) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    def behavior(self, key: jax.Array, rows: int) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         """Each fresh row's temperature and its share of the uniform."""
         source, drawn = jax.random.split(key)
         source = jax.random.uniform(source, (rows,))
@@ -230,10 +226,7 @@ class GFlowNet:
         )
         log_z = None
         if trainable.log_z is not None:
-            log_z = (
-                jnp.repeat(trainable.log_z[batch.query.example_id], self.config.samples)
-                * self.config.log_z_rate
-            )
+            log_z = jnp.repeat(trainable.log_z[batch.query.example_id], self.config.samples) * self.config.log_z_rate
         measured = self.objective.measure(batch.trajectory, scores, reward_temperature, batch.row_mask, log_z)
         loss = self.objective.loss(measured, weights)
         terms = {name: term.total / jnp.maximum(weights[name], 1e-9) for name, term in measured.items()}

@@ -51,7 +51,8 @@ class EvaluationConfig:
 class Answered(Graded, Protocol):
     """A task with questions in splits."""
 
-    environment: Environment
+    @property
+    def environment(self) -> Environment: ...
 
     def queries(self, split: str, shots: int = 0) -> Query: ...
 
@@ -115,7 +116,11 @@ class Report:
     def write(self, params: Params, lora: Lora, steps: int, seconds: float) -> str:
         """Evaluates the base and the policy on the test splits, and returns what a person reads."""
         config = self.evaluator.config
-        methods = {"base_0shot": (None, 0), "base_kshot": (None, config.shots), self.facts["method"]: (lora, 0)}
+        methods = {
+            "base_0shot": (None, 0),
+            "base_kshot": (None, config.shots),
+            self.facts["method"]: (lora, 0),
+        }
         if not config.shots:
             del methods["base_kshot"]
         found: dict[str, dict[str, Accuracy]] = {}

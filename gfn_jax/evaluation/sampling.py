@@ -51,7 +51,15 @@ def sample_completions(
         index = np.minimum(np.arange(begin, begin + batch), count - 1)
         part = jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), prompt)
         sampled = _rollout(
-            config, params, lora, part, constraint, environment, jax.random.fold_in(key, number), rows, rows * 0
+            config,
+            params,
+            lora,
+            part,
+            constraint,
+            environment,
+            jax.random.fold_in(key, number),
+            rows,
+            rows * 0,
         )
         out.extend(_by_query(sampled, samples)[: count - begin])
     return out

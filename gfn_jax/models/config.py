@@ -94,9 +94,7 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.positions == "rotary" and not 0 < self.rotary_dim <= self.head_dim:
             raise ValueError(f"rotary_dim {self.rotary_dim} must be in 1..head_dim ({self.head_dim})")
         if self.local_layers and len(self.local_layers) != self.num_layers:
@@ -127,9 +125,7 @@ class ModelConfig:
             ("o",): self.out_bias,
             ("gate", "up", "down"): self.mlp_bias,
         }
-        return frozenset(
-            name for names, on in groups.items() if on for name in names if name in self.projections
-        )
+        return frozenset(name for names, on in groups.items() if on for name in names if name in self.projections)
 
     @property
     def block_norms(self) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ an adapter with B = 0 gives. Layers are scanned, so depth costs no compile time.
 demonstrations) is passed as `past` and never copied: see `layers.KeyValues`.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,7 +77,7 @@ class _Context:
     angles: tuple[Float[Array, "B S half"], Float[Array, "B S half"]] | None  # global, local
     visible: list[Bool[Array, "*visible"]]  # a segment each, the rows' own last
     near: list[Bool[Array, "*visible"]] | None  # the same within the local window
-    column: Int[Array, ""] | None
+    column: Int[Array, ""] | int
     scale: float = struct.field(pytree_node=False)
     dropout_rate: float = struct.field(pytree_node=False)
 
@@ -89,7 +91,7 @@ def forward(
     visible: Bool[Array, "*B S Z"],
     past: tuple[KeyValues, ...] = (),
     cache: KeyValues | None = None,
-    column: Int[Array, ""] | None = None,
+    column: Int[Array, ""] | int = 0,
     dropout: tuple[jax.Array, float] | None = None,
     remat: bool = False,
 ) -> tuple[Float[Array, "B S E"], KeyValues]:
@@ -144,7 +146,7 @@ def forward(
         scale=1.0 if lora is None else lora.scale,
         dropout_rate=0.0 if dropout is None else dropout[1],
     )
-    block = functools.partial(_block, config, context)
+    block: Callable[..., Any] = functools.partial(_block, config, context)
     if remat:
         block = jax.checkpoint(block, prevent_cse=False)
     inputs = {
@@ -152,9 +154,7 @@ def forward(
         "lora": None if lora is None else lora.layers,
         "past": [(segment.k, segment.v) for segment in past],
         "cache": None if cache is None else (cache.k, cache.v),
-        "key": None
-        if dropout is None or dropout[1] == 0
-        else jax.random.split(dropout[0], config.num_layers),
+        "key": None if dropout is None or dropout[1] == 0 else jax.random.split(dropout[0], config.num_layers),
         "local": jnp.asarray(config.local_layers, bool) if config.local_layers else None,
     }
     x, (k, v) = jax.lax.scan(block, x, inputs)
@@ -196,9 +196,7 @@ def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], lay
     return x, keys
 
 
-def _attention(
-    config: ModelConfig, context: _Context, layer: dict[str, Any], project, h: Float[Array, "B S E"]
-):
+def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], project, h: Float[Array, "B S E"]):
     """Queries of the new tokens over the shared segments and the rows' own keys."""
     rows, length, _ = h.shape
     q = project("q", h).reshape(rows, length, config.num_heads, config.head_dim)
@@ -210,22 +208,16 @@ def _attention(
     visible = context.visible
     local = layer["local"]
     if context.angles is not None:
-        angles = (
-            context.angles[0] if local is None else jnp.where(local, context.angles[1], context.angles[0])
-        )
+        angles = context.angles[0] if local is None else jnp.where(local, context.angles[1], context.angles[0])
         q, k = parts.rotate(config, q, angles), parts.rotate(config, k, angles)
     if local is not None and context.near is not None:
-        visible = [
-            jnp.where(local, near, seen) for near, seen in zip(context.near, context.visible, strict=True)
-        ]
+        visible = [jnp.where(local, near, seen) for near, seen in zip(context.near, context.visible, strict=True)]
     if layer["cache"] is not None:
         k, v = (
             jax.lax.dynamic_update_slice(room, new.astype(room.dtype), (0, context.column, 0, 0))
             for room, new in zip(layer["cache"], (k, v), strict=True)
         )
-    segments = [
-        (keys, values, seen) for (keys, values), seen in zip([*layer["past"], (k, v)], visible, strict=True)
-    ]
+    segments = [(keys, values, seen) for (keys, values), seen in zip([*layer["past"], (k, v)], visible, strict=True)]
     return parts.attend(config, q, segments), (k, v)
 
 
@@ -248,13 +240,11 @@ def prefill(
     positions = past_length(past, groups)[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     causal = jnp.tril(jnp.ones((length, length), bool))
     visible = causal & mask[:, None, :]
-    hidden, own = forward(
-        config, params, lora, tokens.ids, positions, visible, past=past, dropout=dropout, remat=remat
-    )
-    return hidden, own.replace(mask=mask)
+    hidden, own = forward(config, params, lora, tokens.ids, positions, visible, past=past, dropout=dropout, remat=remat)
+    return hidden, dataclasses.replace(own, mask=mask)
 
 
-def past_length(past: tuple[KeyValues, ...], rows: int) -> Int[Array, "rows"]:
+def past_length(past: tuple[KeyValues, ...], rows: int) -> Int[Array, " rows"]:
     """How many real tokens precede each row's own."""
     total = jnp.zeros((rows,), jnp.int32)
     for segment in past:
@@ -273,7 +263,7 @@ class Head:
 
 
 def select_head(
-    config: ModelConfig, params: Params, lora: Lora | None, columns: Int[Array, "A"] | None = None
+    config: ModelConfig, params: Params, lora: Lora | None, columns: Int[Array, " A"] | None = None
 ) -> Head:
     """The output head, gathered once to `columns` so that only allowed logits are ever computed."""
     weights = {"kernel": params["embed"]["tokens"].T} if config.tied_head else params["head"]
@@ -308,9 +298,9 @@ def logits_at(
 
 
 def log_normalizer(
-    config: ModelConfig, head: Head, hidden: Float[Array, "N E"], penalty: Float[Array, "A"] | None = None
-) -> Float[Array, "N"]:
-    """log sum exp of all logits (less a penalty a column), a block of the vocabulary at a time.
+    config: ModelConfig, head: Head, hidden: Float[Array, "N E"], penalty: Float[Array, " A"] | None = None
+) -> Float[Array, " N"]:
+    """Log sum exp of all logits (less a penalty a column), a block of the vocabulary at a time.
 
     Neither [N, V] logits nor a second pass over the head's weights: the running maximum and sum are corrected as
     blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867). Meant for scoring without gradient.
@@ -321,11 +311,12 @@ def log_normalizer(
     def one(carry: tuple[Array, Array], number: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
         top, total = carry
         begin = jnp.minimum(number * block, width - block)  # the last block overlaps the one before it
-        weights, adapter = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, begin, block, axis=-1),
-            (head.weights, None if head.adapter is None else {"b": head.adapter["b"]}),
-        )
-        part = Head(weights, None if adapter is None else {**head.adapter, **adapter}, head.scale)
+
+        def columns(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, begin, block, axis=-1)
+
+        adapter = None if head.adapter is None else {**head.adapter, "b": columns(head.adapter["b"])}
+        part = Head(jax.tree.map(columns, head.weights), adapter, head.scale)
         scores = logits(config, part, hidden)
         if penalty is not None:
             scores = scores - jax.lax.dynamic_slice_in_dim(penalty, begin, block)

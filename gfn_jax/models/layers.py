@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models.config import ModelConfig, RopeScaling
+from gfn_jax.models.quantize import multiply
 from gfn_jax.types import Params
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row that may look at nothing yields no NaN
@@ -42,9 +43,7 @@ def norm(config: ModelConfig, weights: Params, x: Float[Array, "*b E"]) -> Float
     return x32.astype(x.dtype)
 
 
-def rotary_frequencies(
-    config: ModelConfig, theta: float, scaling: RopeScaling | None
-) -> Float[Array, "half"]:
+def rotary_frequencies(config: ModelConfig, theta: float, scaling: RopeScaling | None) -> Float[Array, " half"]:
     """Radians a position for each rotated pair, stretched as `scaling` says."""
     exponent = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
     frequency = theta**-exponent
@@ -86,7 +85,7 @@ def linear(
     """X W + bias, plus the adapter's scale * dropout(x) A B where there is one.
 
     Args:
-        weights: `kernel` [I, O] and perhaps `bias` [O].
+        weights: `kernel` [I, O], floats or quantised, and perhaps `bias` [O].
         x: the input.
         adapter: `a` [I, r] and `b` [r, O], or None for the frozen map alone.
         scale: alpha / r.
@@ -94,7 +93,7 @@ def linear(
         dtype: of the output (and of the sums); the input's where None.
     """
     dtype = dtype or x.dtype
-    y = jnp.matmul(x, weights["kernel"].astype(x.dtype), preferred_element_type=dtype)
+    y = multiply(x, weights["kernel"], dtype)
     if "bias" in weights:
         y = y + weights["bias"].astype(dtype)
     if adapter is None:
@@ -102,9 +101,7 @@ def linear(
     if dropout is not None:
         key, rate = dropout
         x = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
-    low = jnp.matmul(
-        x @ adapter["a"].astype(x.dtype), adapter["b"].astype(x.dtype), preferred_element_type=dtype
-    )
+    low = jnp.matmul(x @ adapter["a"].astype(x.dtype), adapter["b"].astype(x.dtype), preferred_element_type=dtype)
     return y + scale * low
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.quantize import is_quantized
 from gfn_jax.types import Params
 
 
@@ -89,8 +90,10 @@ def merge_lora(config: ModelConfig, params: Params, lora: Lora) -> Params:
     A tied head becomes a head of its own if the adapter changes it; the caller's config must then be untied.
 
     Raises:
-        ValueError: an adapter on a tied head.
+        ValueError: an adapter on a tied head, or a quantised base.
     """
+    if is_quantized(params):
+        raise ValueError("an adapter cannot be merged into a quantised base; load the base with quantize=none")
     if lora.head is not None and config.tied_head:
         raise ValueError("an adapter on a tied output head cannot be merged; untie the head first")
     layers = dict(params["layers"])

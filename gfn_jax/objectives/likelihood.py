@@ -17,6 +17,4 @@ def next_token(logits: Float[Array, "B S V"], ids: Int[Array, "B S"], mask: Bool
     """
     log_probs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
-    return Weighted(
-        total=-jnp.where(mask[:, 1:], chosen, 0.0).sum(), weight=mask[:, 1:].sum(dtype=jnp.float32)
-    )
+    return Weighted(total=-jnp.where(mask[:, 1:], chosen, 0.0).sum(), weight=mask[:, 1:].sum(dtype=jnp.float32))

@@ -33,10 +33,10 @@ class Balance:
 
     potential: Float[Array, "B T"]
     state_mask: Bool[Array, "B T"]
-    terminal_potential: Float[Array, "B"]
-    finished: Bool[Array, "B"]
-    row_mask: Bool[Array, "B"]
-    log_z: Float[Array, "B"] | None
+    terminal_potential: Float[Array, " B"]
+    finished: Bool[Array, " B"]
+    row_mask: Bool[Array, " B"]
+    log_z: Float[Array, " B"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,15 @@ class Objective:
         if self.huber is not None and self.huber <= 0:
             raise ValueError(f"huber is {self.huber}; it must be positive, or None for squares")
         if "vargrad" in names and self.samples_per_query < 2:
-            raise ValueError(
-                f"vargrad needs 2 samples a query or more; samples_per_query is {self.samples_per_query}"
-            )
+            raise ValueError(f"vargrad needs 2 samples a query or more; samples_per_query is {self.samples_per_query}")
 
     def measure(
         self,
         trajectory: Trajectory,
         scores: PolicyScores,
         reward_temperature: Float[Array, ""],
-        row_mask: Bool[Array, "B"],
-        log_z: Float[Array, "B"] | None = None,
+        row_mask: Bool[Array, " B"],
+        log_z: Float[Array, " B"] | None = None,
     ) -> dict[str, Weighted]:
         """Each term's sum and weight on these rows (whole queries where VarGrad is among the terms).
 
@@ -101,16 +99,14 @@ class Objective:
         balance = Balance(u, states, u_n, finished, row_mask, log_z)
         return {name: OBJECTIVES[name](self, balance) for name, _ in self.terms}
 
-    def weights(self, rollout: Rollout, row_mask: Bool[Array, "B"]) -> dict[str, Float[Array, ""]]:
+    def weights(self, rollout: Rollout, row_mask: Bool[Array, " B"]) -> dict[str, Float[Array, ""]]:
         """Each term's weight on these rows, before any score or reward is known."""
         zeros = jnp.zeros(rollout.state_mask.shape)
         blank = Trajectory(rollout=rollout, log_reward=zeros)
         measured = self.measure(blank, PolicyScores(zeros, zeros), jnp.ones(()), row_mask, zeros[:, 0])
         return {name: term.weight for name, term in measured.items()}
 
-    def loss(
-        self, measured: Mapping[str, Weighted], weights: Mapping[str, Float[Array, ""]]
-    ) -> Float[Array, ""]:
+    def loss(self, measured: Mapping[str, Weighted], weights: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
         """The sum of coefficient x total / weight, `weights` being the full batch's; weight 0 adds 0."""
         parts = [c * subtb.ratio(measured[name].total, weights[name]) for name, c in self.terms]
         return jnp.sum(jnp.stack(parts))

@@ -33,7 +33,7 @@ from gfn_jax.types import Weighted
 #   row_mean       the released code's DB: the mean of S / W over the rows that have a pair
 NORMALIZATIONS = ("paper_sum", "released_mean", "row_mean")
 
-RowSums = tuple[Float[Array, "B"], Float[Array, "B"]]
+RowSums = tuple[Float[Array, " B"], Float[Array, " B"]]
 
 
 def log_flow(
@@ -65,7 +65,7 @@ def terminal_potential(
     state_mask: Bool[Array, "B T"],
     action_mask: Bool[Array, "B T"],
     token_mask: Bool[Array, "B T"],
-) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """The potential u_n of the state in which each row stopped, and whether it did.
 
     Returns:
@@ -78,7 +78,7 @@ def terminal_potential(
 def subtb(
     potential: Float[Array, "B T"],
     state_mask: Bool[Array, "B T"],
-    row_mask: Bool[Array, "B"],
+    row_mask: Bool[Array, " B"],
     *,
     normalization: str,
     subtb_lambda: float = 1.0,
@@ -108,7 +108,7 @@ def subtb(
 def db(
     potential: Float[Array, "B T"],
     state_mask: Bool[Array, "B T"],
-    row_mask: Bool[Array, "B"],
+    row_mask: Bool[Array, " B"],
     *,
     normalization: str,
     huber: float | None = None,
@@ -120,7 +120,7 @@ def db(
 def full_pair(
     potential: Float[Array, "B T"],
     state_mask: Bool[Array, "B T"],
-    row_mask: Bool[Array, "B"],
+    row_mask: Bool[Array, " B"],
     *,
     normalization: str,
     huber: float | None = None,
@@ -135,10 +135,10 @@ def full_pair(
 
 
 def tb(
-    terminal_potential: Float[Array, "B"],
-    finished: Bool[Array, "B"],
-    row_mask: Bool[Array, "B"],
-    log_z: Float[Array, "B"],
+    terminal_potential: Float[Array, " B"],
+    finished: Bool[Array, " B"],
+    row_mask: Bool[Array, " B"],
+    log_z: Float[Array, " B"],
     *,
     huber: float | None = None,
 ) -> Weighted:
@@ -149,9 +149,9 @@ def tb(
 
 
 def vargrad(
-    terminal_potential: Float[Array, "B"],
-    finished: Bool[Array, "B"],
-    row_mask: Bool[Array, "B"],
+    terminal_potential: Float[Array, " B"],
+    finished: Bool[Array, " B"],
+    row_mask: Bool[Array, " B"],
     *,
     samples_per_query: int,
     huber: float | None = None,
@@ -223,7 +223,7 @@ def penalty(residual: Float[Array, "..."], huber: float | None) -> Float[Array, 
     return near * (2 * residual - near)
 
 
-def normalize(sums: RowSums, row_mask: Bool[Array, "B"], normalization: str) -> Weighted:
+def normalize(sums: RowSums, row_mask: Bool[Array, " B"], normalization: str) -> Weighted:
     """The batch's sum and weight under one of `NORMALIZATIONS`.
 
     Raises:

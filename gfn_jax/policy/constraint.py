@@ -30,10 +30,10 @@ class Constraint:
         full: every id of the vocabulary may be chosen, in order, so that no gather is needed.
     """
 
-    token_ids: Int[Array, "A"]
-    column_of: Int[Array, "V"]
-    is_stop: Bool[Array, "A"]
-    opens_call: Bool[Array, "A"]
+    token_ids: Int[Array, " A"]
+    column_of: Int[Array, " V"]
+    is_stop: Bool[Array, " A"]
+    opens_call: Bool[Array, " A"]
     stop_id: int = struct.field(pytree_node=False)
     min_length: int = struct.field(pytree_node=False)
     max_length: int = struct.field(pytree_node=False)
@@ -46,7 +46,7 @@ class Constraint:
         return self.max_length + 1
 
     @property
-    def columns(self) -> Int[Array, "A"] | None:
+    def columns(self) -> Int[Array, " A"] | None:
         """Columns of the output head to compute; None for all of them."""
         return None if self.full else self.token_ids
 
@@ -85,21 +85,15 @@ def make_constraint(
         ValueError: lengths or ids out of range.
     """
     if not 0 <= min_length <= max_length or max_length < 1:
-        raise ValueError(
-            f"lengths must satisfy 0 <= min_length <= max_length >= 1, not {min_length} and {max_length}"
-        )
+        raise ValueError(f"lengths must satisfy 0 <= min_length <= max_length >= 1, not {min_length} and {max_length}")
     ids = np.arange(vocab_size) if token_ids is None else np.union1d(token_ids, [stop_id])
     if ids[0] < 0 or ids[-1] >= vocab_size or not 0 <= stop_id < vocab_size:
-        raise ValueError(
-            f"token ids {ids[0]}..{ids[-1]} and stop {stop_id} must lie in a vocabulary of {vocab_size}"
-        )
+        raise ValueError(f"token ids {ids[0]}..{ids[-1]} and stop {stop_id} must lie in a vocabulary of {vocab_size}")
     column_of = np.zeros(vocab_size, np.int32)
     column_of[ids] = np.arange(len(ids))
     calls = np.zeros(vocab_size, bool) if opens_call is None else np.asarray(opens_call, bool)
     if (calls[ids] | (ids == stop_id)).all():
-        raise ValueError(
-            "no token besides the stop and those that open a call may be chosen: Z could not go on"
-        )
+        raise ValueError("no token besides the stop and those that open a call may be chosen: Z could not go on")
     return Constraint(
         token_ids=jnp.asarray(ids, jnp.int32),
         column_of=jnp.asarray(column_of),

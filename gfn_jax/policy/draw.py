@@ -14,9 +14,7 @@ from jaxtyping import Array, Float, Int
 from gfn_jax.models.layers import NEGATIVE
 
 
-def draw(
-    key: jax.Array, logits: Float[Array, "B A"]
-) -> tuple[Int[Array, "B"], Int[Array, "B"], Float[Array, "B"]]:
+def draw(key: jax.Array, logits: Float[Array, "B A"]) -> tuple[Int[Array, " B"], Int[Array, " B"], Float[Array, " B"]]:
     """A token of every row from softmax(logits), the likeliest token, and log sum exp of the row.
 
     Logits of about -1e30 (masked) are never drawn while a row has any other.
@@ -30,7 +28,7 @@ def draw(
     total = top + jnp.log(jnp.exp(padded - top[..., None]).sum(-1))
     which, within = jax.random.split(key)
 
-    def inside(block: Int[Array, "B"]) -> Float[Array, "B width"]:
+    def inside(block: Int[Array, " B"]) -> Float[Array, "B width"]:
         return jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
 
     block = jax.random.categorical(which, total)

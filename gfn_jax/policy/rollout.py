@@ -25,9 +25,9 @@ def choose(
     key: jax.Array,
     logits: Float[Array, "B A"],
     allowed: Bool[Array, "B A"],
-    temperature: Float[Array, "B"],
-    uniform_mix: Float[Array, "B"],
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    temperature: Float[Array, " B"],
+    uniform_mix: Float[Array, " B"],
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """A column of every row from its behaviour policy, and the log-probability it had there (0 where greedy)."""
     source, token = jax.random.split(key)
     greedy = temperature <= 0
@@ -66,8 +66,8 @@ def rollout(
     constraint: Constraint,
     environment: Environment,
     key: jax.Array,
-    temperature: Float[Array, "B"],
-    uniform_mix: Float[Array, "B"],
+    temperature: Float[Array, " B"],
+    uniform_mix: Float[Array, " B"],
 ) -> Rollout:
     """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
 

@@ -41,9 +41,9 @@ def score(
     """
     rows, horizon = rollout.completion.shape
     queries = prompt.ids.shape[0]
-    keys = (None, None)
+    keys: list[tuple[jax.Array, float] | None] = [None, None]
     if dropout is not None:
-        keys = tuple((key, dropout[1]) for key in jax.random.split(dropout[0]))
+        keys = [(key, dropout[1]) for key in jax.random.split(dropout[0])]
     first, shared = decoder.prefill(config, params, lora, prompt, dropout=keys[0], remat=remat)
     first = jnp.repeat(first[:, -1:], rows // queries, axis=0, total_repeat_length=rows)
     start = decoder.past_length((shared,), rows)

@@ -11,7 +11,7 @@ from gfn_jax.types import PyTree, Rollout
 
 def teacher_force(
     completion: Int[Array, "B T"],
-    length: Int[Array, "B"],
+    length: Int[Array, " B"],
     constraint: Constraint,
     environment: Environment,
 ) -> Rollout:
@@ -27,7 +27,7 @@ def teacher_force(
     columns = jnp.arange(horizon)
     completion = jnp.where(columns < length[:, None], completion, constraint.stop_id)
 
-    def step(tool: PyTree, token: Int[Array, "B"]) -> tuple[PyTree, tuple[Array, Array]]:
+    def step(tool: PyTree, token: Int[Array, " B"]) -> tuple[PyTree, tuple[Array, Array]]:
         return environment.step(tool, token), (environment.forced(tool), environment.may_stop(tool))
 
     _, (forced, may_stop) = jax.lax.scan(step, environment.init(rows), completion.T)

@@ -116,7 +116,7 @@ class Arithmetic:
         return encode_after(self.tokenizer, "Answer: 1", STOP)[0]
 
     def queries(self, split: str, shots: int = 0) -> Query:
-        """A split's queries on the host; `shots` demonstrations precede the question in the policy's prompt."""
+        """A split's queries; `shots` demonstrations precede the question in the policy's prompt."""
         examples = self.splits[split]
         prefix = "".join(example.demonstration for example in self.splits["context"][:shots])
         encode = functools.partial(encode_after, self.tokenizer)
@@ -126,7 +126,7 @@ class Arithmetic:
         # The answer follows a number, whichever: its tokens do not depend on Z.
         answers = [encode(f"{example.question} 1", example.answer_text) for example in examples]
         return Query(
-            example_id=np.arange(len(examples), dtype=np.int32),
+            example_id=jnp.arange(len(examples)),
             prompt=pad_left(prompts, self.pad_id),
             context=pad_left(contexts, self.pad_id),
             answer=pad_right(answers, self.pad_id),
@@ -145,7 +145,7 @@ class Arithmetic:
         text = "".join(example.demonstration for example in examples)
         return pad_left([encode_after(self.tokenizer, "", text)], self.pad_id)
 
-    def seeds(self) -> tuple[Int[Array, "S"], Int[Array, "S T"], Int[Array, "S"]]:
+    def seeds(self) -> tuple[Int[Array, " S"], Int[Array, "S T"], Int[Array, " S"]]:
         """The seeding demonstrations: their queries' ids, their completions (tool tokens included) and lengths.
 
         Raises:
@@ -167,7 +167,7 @@ class Arithmetic:
 
     def decode(self, ids: list[int]) -> str:
         """Z as text."""
-        return self.tokenizer.decode(ids)
+        return str(self.tokenizer.decode(ids))
 
     def answer(self, completion: str) -> int | None:
         """The result that Z ends with; None, which is wrong for every question, where there is none.

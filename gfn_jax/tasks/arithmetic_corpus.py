@@ -64,9 +64,7 @@ class CorpusConfig:
     def __post_init__(self):
         weights = self.style_weights()
         if min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(
-                f"style weights must not be negative, nor all zero, got {dict(zip(STYLES, weights))}"
-            )
+            raise ValueError(f"style weights must not be negative, nor all zero, got {dict(zip(STYLES, weights))}")
         if not 0 <= self.wrong_answer <= 1:
             raise ValueError(f"wrong_answer must be a probability, got {self.wrong_answer}")
         if not self.operands or any(number < 3 or weight <= 0 for number, weight in self.operands):
@@ -184,10 +182,7 @@ def _solve(rng: random.Random, style: str, terms: Terms, wrong_answer: float) ->
 def _pretraining_terms(rng: random.Random, count: int) -> Terms:
     """A random expression of pretraining's room."""
     while True:
-        terms = [
-            ("+" if not place or rng.random() < 0.5 else "-", int(10 * rng.random()))
-            for place in range(count)
-        ]
+        terms = [("+" if not place or rng.random() < 0.5 else "-", int(10 * rng.random())) for place in range(count)]
         if room_of(_text(terms)) == "pretraining":
             return terms
 

@@ -148,9 +148,7 @@ def _read_released(path: pathlib.Path) -> list[ArithmeticExample]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         expected = ", ".join(RELEASED_FILES.values())
-        raise FileNotFoundError(
-            f"{path} is missing; a folder of released arithmetic data holds {expected}"
-        ) from None
+        raise FileNotFoundError(f"{path} is missing; a folder of released arithmetic data holds {expected}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, byte {error.start}: not UTF-8 text") from None
     try:

@@ -56,9 +56,7 @@ def generate_splits() -> dict[str, tuple[ArithmeticExample, ...]]:
                 taken.add(expression)
                 chosen.append(expression)
         with_rationale = split == "demonstrations"
-        splits[split] = tuple(
-            make_example(expression, with_rationale=with_rationale) for expression in chosen
-        )
+        splits[split] = tuple(make_example(expression, with_rationale=with_rationale) for expression in chosen)
     return splits
 
 

@@ -1,7 +1,8 @@
-"""Token lists of different lengths as one padded array with its mask (numpy, on the host)."""
+"""Token lists of different lengths as one padded array with its mask."""
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from gfn_jax.types import Tokens
@@ -35,4 +36,4 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, length: int | None, left: b
     for i, row in enumerate(rows):
         where = slice(length - len(row), length) if left else slice(0, len(row))
         ids[i, where], mask[i, where] = row, True
-    return Tokens(ids=ids, mask=mask)
+    return Tokens(ids=jnp.asarray(ids), mask=jnp.asarray(mask))

@@ -36,9 +36,7 @@ def token_strings(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     words = (i for i in ids if i not in special and alone[i].isascii() and alone[i].isalnum())
     anchor = next(words, None)
     if anchor is None:
-        raise ValueError(
-            "the tokenizer has no token that is a word or a digit: is it the right tokenizer.json?"
-        )
+        raise ValueError("the tokenizer has no token that is a word or a digit: is it the right tokenizer.json?")
     head = alone[anchor]
     joined = backend.decode_batch([[anchor, i] for i in ids], skip_special_tokens=True)
     readable = [i not in special and joined[i].startswith(head) and UNDECODABLE not in joined[i] for i in ids]
@@ -58,7 +56,21 @@ def encode_after(tokenizer: "PreTrainedTokenizerFast", prefix: str, text: str) -
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str) -> Int[np.ndarray, "A"]:
+def stop_token(tokenizer: "PreTrainedTokenizerFast", stop: str) -> int:
+    """The id of the token that says `stop`: its surface text after a digit, or a special token's name.
+
+    Raises:
+        ValueError: the text is not one token.
+    """
+    ids = encode_after(tokenizer, "0", stop)
+    names = tokenizer.convert_ids_to_tokens(ids)
+    # An unknown text is one token too, but not one that says `stop`.
+    if len(ids) != 1 or stop not in (names[0], token_strings(tokenizer)[ids[0]]):
+        raise ValueError(f"the stop text {stop!r} must be one token of the tokenizer, it is {names}")
+    return ids[0]
+
+
+def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str) -> Int[np.ndarray, " A"]:
     """The sorted ids whose surface text is made of `characters` alone, with the stop token's.
 
     Left out although their characters are allowed: tokens with an '=' that is not their last character ('=-',
@@ -73,11 +85,7 @@ def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str
     Raises:
         ValueError: a character is in no token that is left, or the stop text is not one token.
     """
-    strings, stop_ids = token_strings(tokenizer), encode_after(tokenizer, "0", stop)
-    # An unknown text is one token too, but not one that says `stop`; a special token says it by its name.
-    if len(stop_ids) != 1 or stop not in (strings[stop_ids[0]], tokenizer.convert_ids_to_tokens(stop_ids[0])):
-        names = tokenizer.convert_ids_to_tokens(stop_ids)
-        raise ValueError(f"the stop text {stop!r} must be one token of the tokenizer, it is {names}")
+    strings, stop_id = token_strings(tokenizer), stop_token(tokenizer, stop)
     alphabet = set(characters)
     allowed = {
         i: text
@@ -87,4 +95,4 @@ def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str
     missing = sorted(alphabet - {stop} - set("".join(allowed.values())))
     if missing:
         raise ValueError(f"the tokenizer has no token to write {', '.join(map(repr, missing))} with")
-    return np.array(sorted({*allowed, *stop_ids}), dtype=np.int32)
+    return np.array(sorted({*allowed, stop_id}), dtype=np.int32)

@@ -14,7 +14,7 @@ import math
 import re
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gfn_jax.types import PyTree
@@ -27,8 +27,10 @@ Rules = tuple[tuple[str, P], ...]
 BASE_RULES: Rules = (
     (r"\bembed/tokens$", P("tensor", None)),
     (r"\bembed/positions$", P()),
-    (r"\blayers/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"\blayers/(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"\blayers/(q|k|v|gate|up)/kernel(/codes|/scales)?$", P(None, "fsdp", "tensor")),
+    (r"\blayers/(o|down)/kernel(/codes|/scales)?$", P(None, "tensor", "fsdp")),
+    (r"\blayers/(q|k|v|gate|up)/kernel/scale$", P(None, None, "tensor")),  # int8: one an output
+    (r"\blayers/(o|down)/kernel/scale$", P(None, None, "fsdp")),
     (r"\blayers/(q|k|v|gate|up)/bias$", P(None, "tensor")),
     (r"\blayers/(o|down)/bias$", P()),
     (r"norm/(scale|bias)$", P()),
@@ -68,6 +70,20 @@ class MeshConfig:
     tensor: int = 1
 
 
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Devices an axis, with -1 filled in.
+
+    Raises:
+        ValueError: a size that is neither positive nor -1, or -1 twice.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {_asked(config)}: sizes must be positive, and at most one may be -1")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(devices // math.prod(size for size in sizes if size != -1), 1)
+    return tuple(sizes)
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh of `devices` (all of them by default), its axes automatic: XLA places what no rule names.
 
@@ -75,18 +91,18 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices()) if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"mesh {asked}: sizes must be positive, and at most one may be -1")
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(len(devices) // math.prod(size for size in sizes if size != -1), 1)
+    sizes = mesh_sizes(config, len(devices))
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {asked} does not fit {len(devices)} devices: the sizes must multiply to that")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        raise ValueError(f"mesh {_asked(config)} does not fit {len(devices)} devices: the sizes must multiply to that")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without its devices, to plan for machines that are not here; -1 counts those that are."""
+    return AbstractMesh(mesh_sizes(config, jax.device_count()), AXES)
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> P:
     """The partition of one array: the first rule found in its path, less the axes that do not divide it.
 
     Args:
@@ -113,6 +129,25 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
             axes = None
         kept.append(axes)
     return P(*kept)
+
+
+def bytes_per_device(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:
+    """What each device holds of `tree` (arrays or shapes) under the rules.
+
+    Raises:
+        ValueError: a leaf that no rule covers.
+    """
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = partition(name, leaf.shape, mesh, rules)
+        total += nbytes(leaf) // math.prod(mesh.shape[axis] for axes in spec for axis in _names(axes))
+    return total
+
+
+def nbytes(tree: PyTree) -> int:
+    """Bytes of all leaves (arrays or shapes)."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
@@ -149,7 +184,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def check_rows(rows: int, mesh: Mesh, what: str = "batch") -> None:
+def check_rows(rows: int, mesh: Mesh | AbstractMesh, what: str = "batch") -> None:
     """Raises ValueError where `rows` do not divide over the devices that share them."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % parts:
@@ -157,6 +192,10 @@ def check_rows(rows: int, mesh: Mesh, what: str = "batch") -> None:
             f"a {what} of {rows} does not divide over {parts} devices (data={mesh.shape['data']} x "
             f"fsdp={mesh.shape['fsdp']}); make it a multiple of {parts} or give those axes fewer devices"
         )
+
+
+def _asked(config: MeshConfig) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

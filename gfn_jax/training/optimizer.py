@@ -51,9 +51,7 @@ class OptimizerConfig:
         if self.decay not in DECAYS:
             raise ValueError(f"optimizer decay {self.decay!r} is unknown; it is one of {', '.join(DECAYS)}")
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} must be in 0..total_steps - 1 ({self.total_steps - 1})"
-            )
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be in 0..total_steps - 1 ({self.total_steps - 1})")
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction {self.final_fraction} must be in 0..1")
         if not self.learning_rate >= 0:

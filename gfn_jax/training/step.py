@@ -20,6 +20,7 @@ from gfn_jax.algorithms.gflownet import (
     REPLAY,
     SAMPLE,
     SELECT,
+    Batch,
     Constants,
     GFlowNet,
     Trainable,
@@ -79,11 +80,11 @@ def make_step(
             if rows_sharding is not None:
                 query = jax.lax.with_sharding_constraint(query, rows_sharding)
             own = {stream: jax.random.fold_in(keys[stream], number) for stream in (BEHAVIOR, SAMPLE, REPLAY)}
-            batch, buffer, metrics = algorithm.collect(
-                constants, state.trainable, buffer, query, own, temperature
-            )
+            batch, buffer, metrics = algorithm.collect(constants, state.trainable, buffer, query, own, temperature)
             return buffer, (batch, metrics)
 
+        batches: Batch
+        collected: dict[str, Weighted]
         buffer, (batches, collected) = jax.lax.scan(collect, state.replay, (jnp.arange(parts), queries))
         weights = jax.tree.map(lambda x: x.sum(0), jax.vmap(algorithm.weights)(batches))
 

@@ -1,0 +1,96 @@
+"""The main job through its own config: a run of a few steps, as `python -m gfn_jax.launch` makes it."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from gfn_jax.build import build
+from gfn_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def small_config():
+    spec = importlib.util.spec_from_file_location("arith", ROOT / "configs" / "arith.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("tiny")
+    config.steps = 4
+    config.save_every = 2
+    config.optimizer.warmup_steps = 1
+    config.arithmetic.max_length = 17
+    config.arithmetic.eval_max_length = 24
+    config.gflownet.update({"queries": 4, "samples": 4, "replay_samples": 2, "micro_batches": 2, "buffer_capacity": 4})
+    config.evaluation.update({"every": 4, "questions": 4, "samples": 2, "test_questions": 4, "batch": 4})
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four steps in one go."""
+    run = build(small_config(), tmp_path_factory.mktemp("whole"))
+    trained = train(run)
+    return run, trained, run.finish(trained)
+
+
+def leaves(state):
+    return [
+        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(state)
+    ]
+
+
+def test_the_step_compiles_once(whole):
+    run, _, _ = whole
+    assert run.step_fn._cache_size() == 1
+
+
+def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_path):
+    _, trained, _ = whole
+    first = build(small_config(), tmp_path)
+    train(dataclasses.replace(first, num_steps=2))
+    first.checkpointer.close()
+    second = build(small_config(), tmp_path)
+    resumed = train(second)
+    for one, other in zip(leaves(trained.state), leaves(resumed.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert second.step_fn._cache_size() == 1
+
+
+def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
+    run, trained, _ = whole
+    filled = np.asarray(trained.state.replay.filled.sum(1))
+    assert (filled[:47] >= 1).all()  # seeds
+    assert (filled <= 4).all()
+    assert filled.sum() > 47  # and what the policy found
+
+
+def test_results_hold_the_numbers_of_the_page(whole):
+    run, trained, page = whole
+    results = json.loads((run.workdir / "results.json").read_text())
+    assert results["task"] == "arithmetic"
+    assert results["method"] == "gflownet"
+    assert (results["seed"], results["steps"]) == (0, 4)
+    assert len(results["config_digest"]) == 12
+    for method in ("metrics", "base_0shot", "base_kshot"):
+        assert {"accuracy_3", "accuracy_4", "accuracy_5"} <= results[method].keys()
+        assert all(0 <= value <= 100 for value in results[method].values())
+        shown = "  ".join(f"{results[method][f'accuracy_{k}']:.1f}".rjust(5) for k in (3, 4, 5))
+        assert shown in page
+    assert str(run.workdir / "results.json") in page
+
+
+@pytest.mark.slow
+def test_released_data_is_reported_as_released_and_decontaminated(shared, tmp_path):
+    config = small_config()
+    config.steps = 2
+    config.arithmetic.data_dir = str(shared / "data" / "arithmetic")
+    run = build(config, tmp_path)
+    run.finish(train(run))
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert {f"accuracy_{k}{kind}" for k in (3, 4, 5) for kind in ("", "_decontaminated")} <= metrics.keys()
