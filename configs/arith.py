@@ -37,9 +37,9 @@ def tiny() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "arithmetic"
     config.seed = 0
-    config.steps = 150
-    config.log_every = 10
-    config.save_every = 50
+    config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
+    config.log_every = 5
+    config.save_every = 20
     config.tensorboard = False
     config.model = {"path": "tiny-arithmetic", "dtype": "float32", "remat": False, "quantize": "none"}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
@@ -77,7 +77,7 @@ def tiny() -> ml_collections.ConfigDict:
         "discovery_steps": 0,
         "reward_temperature_start": 1.1,
         "reward_temperature_end": 0.9,
-        "reward_temperature_steps": 45,
+        "reward_temperature_steps": 12,
         "log_z_rate": 100.0,
     }
     config.objective = {
@@ -98,7 +98,7 @@ def tiny() -> ml_collections.ConfigDict:
         "clip_norm": 1.0,
     }
     config.evaluation = {
-        "every": 50,
+        "every": 20,
         "questions": 100,
         "samples": 10,
         "temperature": 0.1,
