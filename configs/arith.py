@@ -77,7 +77,7 @@ def tiny() -> ml_collections.ConfigDict:
         "discovery_steps": 0,
         "reward_temperature_start": 1.1,
         "reward_temperature_end": 0.9,
-        "reward_temperature_steps": 12,
+        "reward_temperature_steps": 45,
         "log_z_rate": 100.0,
     }
     config.objective = {

@@ -32,7 +32,7 @@ from gfn_jax.tasks.arithmetic_corpus import CorpusConfig, token_rows
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.training import mesh as meshes
-from gfn_jax.training.checkpoint import Checkpointer, check_workdir, claim_workdir
+from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import ModelState, TrainState, make_language_model_step, make_step
@@ -81,7 +81,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
 def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """GFlowNet fine-tuning on arithmetic with a calculator."""
     check_kind(config.model.quantize)
-    check_workdir(workdir, described(config))
+    digest = claim_workdir(workdir, described(config))
     folder = model_folder(config.model.path)
     mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
     dtype = jnp.dtype(config.model.dtype)
@@ -104,7 +104,6 @@ def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     evaluation = section(EvaluationConfig, config.evaluation)
     evaluator = Evaluator(model, task, task.constraint(task.config.eval_max_length), evaluation)
     splits = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
-    digest = claim_workdir(workdir, described(config))
     facts = {"task": config.task, "method": "gflownet", "seed": config.seed, "config_digest": digest}
     tests = {f"accuracy_{k}": f"test_{k}" for k in (3, 4, 5)}
     if task.config.data_dir is not None:
@@ -227,12 +226,16 @@ def to_device(tree: Any) -> Any:
 
 def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Every array where the sharding rules put it."""
-    return jax.device_put(tree, meshes.shardings(tree, mesh, (*meshes.RULES, *meshes.REST_REPLICATED)))
+    return meshes.place(tree, meshes.shardings(tree, mesh, (*meshes.RULES, *meshes.REST_REPLICATED)))
 
 
 def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as plain values: what a workdir belongs to."""
-    return config.to_dict()
+    """What the result depends on, as plain values: what a workdir belongs to. How often to look is no part of it."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in ("log_every", "save_every", "tensorboard")
+    }
 
 
 def describe_progress(metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> str:
@@ -252,7 +255,7 @@ def describe_progress(metrics: Mapping[str, float], evaluated: Mapping[str, floa
 
 def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Training the tiny base model from nothing; it lies in WORKDIR/model at the end."""
-    check_workdir(workdir, described(config))
+    digest = claim_workdir(workdir, described(config))
     tokenizer = build_tokenizer()
     documents, phases = read_corpus(config, tokenizer)
     model = section(
@@ -264,7 +267,6 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     optimizer = make_optimizer(section(OptimizerConfig, config.optimizer, total_steps=algorithm.steps))
     key = jax.random.key(config.seed)
     params = init_params(jax.random.fold_in(key, 0), model)
-    digest = claim_workdir(workdir, described(config))
 
     def finish(trained: Trained) -> str:
         save_model(workdir / "model", model, trained.state.trainable, "llama", special_tokens(tokenizer))

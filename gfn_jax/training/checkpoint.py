@@ -38,40 +38,35 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
     """Makes `workdir` this config's own, and returns the config's digest.
 
-    Call it once all else is known to be right: a run that never began must not own a folder.
+    A folder without a checkpoint is nobody's: whoever had it got nowhere, and a corrected config may use it.
 
     Args:
         workdir: where a run writes; created if need be.
         config: what the result depends on, as nested mappings of plain values.
 
     Raises:
-        ValueError: the folder belongs to another config (the keys that differ are named), or is unreadable.
+        ValueError: checkpoints of another config lie there (the keys that differ are named), or the folder's
+            config is unreadable.
     """
-    check_workdir(workdir, config)
     path = workdir / "config.json"
-    if not path.exists() and jax.process_index() == 0:
+    if path.exists() and any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
+        try:
+            owner = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
+        differing = list(_differences(owner, json.loads(_canonical(config))))
+        if differing:
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ValueError(
+                f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; "
+                "use another --workdir"
+            )
+    elif jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(_canonical(config) + "\n")
         os.replace(partial, path)
     return config_digest(config)
-
-
-def check_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError where `workdir` belongs to another config, or cannot be read; changes nothing."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        owner = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
-    differing = list(_differences(owner, json.loads(_canonical(config))))
-    if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise ValueError(
-            f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; use another --workdir"
-        )
 
 
 def _canonical(config: Mapping[str, Any]) -> str:
