@@ -1,0 +1,58 @@
+# Everything on a machine with Python >= 3.11:
+#   make arith   installs into .venv and runs the main job
+#   make test    installs, then lint, types, tests, and one short run from end to end
+#   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
+PYTHON ?= python3
+# `make arith LOCK=requirements.txt` takes the newest versions that the ranges allow.
+LOCK ?= requirements-lock.txt
+BIN := .venv/bin
+INSTALLED := .venv/installed
+SMOKE := runs/smoke
+
+.PHONY: help arith test lint types unit smoke test-slow pretrain benchmark clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+arith: $(INSTALLED)
+	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py
+
+test: lint types unit smoke
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/pytest -n 2 -m "not slow"
+
+# A few steps of the main job, from a workdir that does not exist to its last line.
+smoke: $(INSTALLED)
+	rm -rf $(SMOKE)
+	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:tiny --workdir=$(SMOKE) --config.steps=4 \
+		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+pretrain: $(INSTALLED)
+	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py
+
+benchmark: $(INSTALLED)
+	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a
+	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b
+
+$(INSTALLED): $(LOCK) requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Python 3.11 or newer is needed and '$(PYTHON)' is not; name one: make PYTHON=python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv .cache runs/smoke

@@ -1,0 +1,41 @@
+#!/bin/sh
+# One run on all hosts of a Cloud TPU slice. Not run here: written from the tools' documentation.
+#
+#   launch/tpu_pod.sh NAME ZONE WORKDIR [--config=... --config.KEY=VALUE ...]
+#
+# The slice exists already; WORKDIR is a folder that every host sees at the same path (Filestore, or a bucket
+# mounted by gcsfuse): all processes write one checkpoint together. Stopped or preempted, the same command goes
+# on from the newest checkpoint.
+set -eu
+
+if [ "$#" -lt 3 ]; then
+    sed -n 's/^#   /usage: /p' "$0" >&2
+    exit 2
+fi
+NAME=$1 ZONE=$2 WORKDIR=$3
+shift 3
+[ "$#" -gt 0 ] || set -- --config=configs/arith.py
+
+on_all_hosts() {
+    gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
+}
+
+# What git tracks, at HEAD, to every host.
+ARCHIVE=$(mktemp)
+trap 'rm -f "$ARCHIVE"' EXIT
+git archive --format=tar.gz --output="$ARCHIVE" HEAD
+gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:gfn_jax.tar.gz" --zone="$ZONE" --worker=all
+
+on_all_hosts 'set -eu
+mkdir -p gfn_jax && tar -xzf gfn_jax.tar.gz -C gfn_jax && cd gfn_jax
+[ -x .venv/bin/python ] || python3 -m venv .venv
+.venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
+.venv/bin/pip install --quiet --no-deps --editable .'
+
+# Each argument is quoted again for the remote shell. --distributed: on a slice jax finds the hosts by itself,
+# from the metadata server, which the launcher does not ask unless told to.
+ARGUMENTS=
+for argument in "$@" "--workdir=$WORKDIR"; do
+    ARGUMENTS="$ARGUMENTS '$(printf '%s' "$argument" | sed "s/'/'\\\\''/g")'"
+done
+on_all_hosts "cd gfn_jax && .venv/bin/python -m gfn_jax.launch --distributed $ARGUMENTS"

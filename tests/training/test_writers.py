@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from gfn_jax.training.writers import JsonlWriter, TensorBoardWriter, make_writers
+
+
+def write(path, steps, resume=0):
+    writer = JsonlWriter(path)
+    writer.resume(resume)
+    for step in steps:
+        writer.write(step, "train", {"loss": float(step)})
+    writer.close()
+
+
+def steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_a_record_a_line(tmp_path):
+    writer = JsonlWriter(tmp_path / "run" / "metrics.jsonl")
+    writer.resume(0)
+    writer.write(3, "eval", {"accuracy": 0.5, "loss": float("nan"), "best": float("-inf")})
+    # Readable before it is closed: a killed run loses no line.
+    assert json.loads(writer.path.read_text()) == {
+        "step": 3,
+        "kind": "eval",
+        "accuracy": 0.5,
+        "loss": None,
+        "best": None,
+    }
+    writer.close()
+
+
+@pytest.mark.parametrize(("restored", "kept"), [(3, [1, 2, 3]), (0, []), (9, [1, 2, 3, 4, 5])])
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path, restored, kept):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3, 4, 5])
+    write(path, [restored + 1], resume=restored)
+    assert steps(path) == [*kept, restored + 1]
+
+
+@pytest.mark.parametrize("end", ['{"step": 4, "lo', '{"step": 3, "loss": 1.0}'])
+def test_a_last_line_without_its_end_is_dropped(tmp_path, end):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    path.write_text(path.read_text() + end)
+    write(path, [6], resume=5)
+    assert steps(path) == [1, 2, 6]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\noops\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a record"):
+        JsonlWriter(path).resume(2)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_tensorboard_gets_scalars(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer = TensorBoardWriter(tmp_path)
+    writer.resume(4)
+    writer.write(5, "train", {"loss": 2.5})
+    writer.close()
+    data, events = next(tmp_path.iterdir()).read_bytes(), []
+    while data:  # a record: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    values = [(event.step, value) for event in events for value in event.summary.value]
+    assert [(step, value.tag, value.simple_value) for step, value in values] == [(5, "train/loss", 2.5)]
+
+
+def test_tensorboard_only_where_asked(tmp_path):
+    assert [type(w) for w in make_writers(tmp_path)] == [JsonlWriter]
+    assert [type(w) for w in make_writers(tmp_path, tensorboard=True)] == [JsonlWriter, TensorBoardWriter]
+
+
+def test_closing_what_was_never_opened(tmp_path):
+    for writer in make_writers(tmp_path, tensorboard=True):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
