@@ -1,0 +1,128 @@
+r"""The command that samples: completions of prompts by a base and an adapter, with log q and log R.
+
+    python -m gfn_jax.sample --model=tiny-arithmetic --adapter=runs/arith-tiny --calculator \
+        --characters="0123456789+-=, " --prompt="Question: 6 - 0 - 4 = ? Answer:" --samples=4
+
+log q is the policy's log-probability of the whole completion, its stop included, under the constraint; log R that of
+completion and answer (or stop) under the base alone. Both are in nats and at temperature 1, whatever --temperature.
+Every batch is printed as soon as it is drawn; notes and errors go to standard error.
+
+What is wrong with the command or its files ends in one line `error: ...` and exit code 2.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+from absl import logging as absl_logging
+
+from gfn_jax.launch import BUILDING, FAILED, INTERRUPTED, PARSING, RUNNING, USAGE, one_line
+
+TEXT = {
+    "model": (None, "base: a folder, a hub id, or the shipped tiny-arithmetic"),
+    "adapter": (None, "adapter: a PEFT folder or hub id, or the workdir of a run; none samples the base"),
+    "prompts": (None, "file of prompts, one a line"),
+    "stop": (None, "text of the token that ends a completion; end-of-text by default, '.' with the calculator"),
+    "characters": (None, "the only characters a completion may have, as in '0123456789+-=, '"),
+    "answer": (None, "Y: rewards p(Z Y | X); without it p(Z stop | X)"),
+    "context": (None, "file of few-shot text that the reward reads before the prompt"),
+    "dtype": ("float32", "float32, bfloat16 or float16, of the base"),
+}
+NUMBERS = {
+    "samples": (1, "completions of every prompt"),
+    "max_length": (32, "most tokens of a completion"),
+    "min_length": (0, "fewest tokens of a completion"),
+    "max_abs_value": (99, "largest operand and result of the calculator"),
+    "batch": (8, "prompts at once"),
+    "seed": (0, "of the randomness"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = list(sys.argv if argv is None else argv)
+    expected: tuple[type[Exception], ...] = PARSING
+    code = USAGE
+    try:
+        values = parse(argv)
+        if values.help:
+            print(f"{__doc__}\nFlags:\n{values.get_help()}")
+            return 0
+        prompts = read_prompts(values.prompt, values.prompts)
+        expected = BUILDING
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        from gfn_jax.build_sample import Settings, sample  # jax and all: only once the flags are known to be right
+
+        names = {field.name for field in dataclasses.fields(Settings)} - {"prompts", "context"}
+        context = None if values.context is None else pathlib.Path(values.context).read_text()
+        chosen: dict[str, Any] = {name: values[name].value for name in names}
+        settings = Settings(prompts=prompts, context=context, **chosen)
+        drawn = sample(settings)
+        expected, code = RUNNING, FAILED
+        for batch in drawn:
+            write(batch, values.jsonl)
+        return 0
+    except BrokenPipeError:  # `| head` has seen enough; what is left unwritten must not be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except expected as error:
+        if os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return code
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of a command line, as values of their own.
+
+    Raises:
+        flags.Error: an unknown flag, or a value of the wrong type.
+        ValueError: no model, or words that are no flag.
+    """
+    values = flags.FlagValues()
+    for name, (default, text) in TEXT.items():
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    for name, (number, text) in NUMBERS.items():
+        flags.DEFINE_integer(name, number, text, flag_values=values)
+    flags.DEFINE_multi_string("prompt", [], "a prompt; may be given several times", flag_values=values)
+    flags.DEFINE_float("temperature", 1.0, "of the samples; 0 is greedy", flag_values=values)
+    flags.DEFINE_bool("calculator", False, "let the calculator write what follows '='", flag_values=values)
+    flags.DEFINE_bool("jsonl", False, "print one JSON object a line", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    words = values(argv)
+    if len(words) > 1:
+        raise ValueError(f"{words[1]!r} is no flag; write --prompt=TEXT")
+    if not values.help and values.model is None:
+        raise ValueError("no model; name a folder, a hub id, or --model=tiny-arithmetic")
+    return values
+
+
+def read_prompts(given: list[str], file: str | None) -> tuple[str, ...]:
+    """The prompts of the command line, then those of the file; its empty lines are none."""
+    lines = [] if file is None else pathlib.Path(file).read_text().splitlines()
+    prompts = (*given, *(line for line in lines if line))
+    if not prompts:
+        raise ValueError("no prompt; write --prompt=TEXT, or --prompts=FILE with one a line")
+    return prompts
+
+
+def write(batch: Iterable, jsonl: bool) -> None:
+    """Prints a batch at once."""
+    for sample in batch:
+        if jsonl:
+            print(json.dumps(dataclasses.asdict(sample), ensure_ascii=False))
+        else:
+            end = "" if sample.finished else "  (cut at the maximum length)"
+            print(f"{sample.prompt}{sample.completion}\n  log q {sample.log_q:.2f}  log R {sample.log_r:.2f}{end}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
