@@ -63,7 +63,7 @@ def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_pat
 
 
 def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
-    run, trained, _ = whole
+    _, trained, _ = whole
     filled = np.asarray(trained.state.replay.filled.sum(1))
     assert (filled[:47] >= 1).all()  # seeds
     assert (filled <= 4).all()
@@ -71,7 +71,7 @@ def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
 
 
 def test_results_hold_the_numbers_of_the_page(whole):
-    run, trained, page = whole
+    run, _, page = whole
     results = json.loads((run.workdir / "results.json").read_text())
     assert results["task"] == "arithmetic"
     assert results["method"] == "gflownet"
