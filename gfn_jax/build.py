@@ -24,6 +24,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.models.quantize import check_kind, quantize_params
+from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward
@@ -82,7 +83,7 @@ def build_arithmetic(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     """GFlowNet fine-tuning on arithmetic with a calculator."""
     check_kind(config.model.quantize)
     digest = claim_workdir(workdir, described(config))
-    folder = model_folder(config.model.path)
+    folder = resolve(model_folder(config.model.path))
     mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
     dtype = jnp.dtype(config.model.dtype)
     _, shape = read_config(folder)

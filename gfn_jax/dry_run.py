@@ -1,0 +1,287 @@
+"""What a run would take, from its config alone: `python -m gfn_jax.launch --config=... --dry_run`.
+
+Nothing is allocated or downloaded and no weight is read: the run is built from shapes (`jax.eval_shape`) and every
+array divided as the sharding rules divide it, on a mesh whose devices need not exist. Base, adapter, optimizer,
+buffer and caches are exact; activations are an estimate, in bytes a device, the rows of a micro-batch being split
+n = data x fsdp ways:
+
+    backward = (r + [remat] l / L) / n,      reward = l / L * reward tokens / policy tokens / n + logits
+
+r: what JAX keeps for the backward pass of a micro-batch, read off the traced program; l: the same without remat, of
+which one of L layers is held while it is recomputed. The reward's pass keeps nothing, but holds one layer and a block
+of logits. The larger of the two counts. XLA may fuse some of it away, and needs some more for its own work.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.extend.core import Literal
+
+from gfn_jax.algorithms.gflownet import Constants, GFlowNet
+from gfn_jax.build import arithmetic_parts, initial, section
+from gfn_jax.models.checkpoint import read_config
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
+from gfn_jax.models.families import read_settings
+from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
+from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.quantize import check_kind, quantize_params
+from gfn_jax.models.tensor_files import read_json
+from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
+from gfn_jax.training import mesh as meshes
+from gfn_jax.training.mesh import bytes_per_device, nbytes
+from gfn_jax.training.step import TrainState
+from gfn_jax.types import PyTree
+
+STAND_IN = "tiny-arithmetic"  # whose tokenizer counts tokens where the model's own is not at hand
+REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        path: the model's name.
+        own_tokenizer: whether lengths were counted with the model's own tokenizer.
+        mesh: devices an axis.
+        parameters: of the base.
+        adapter_parameters: of the adapter.
+        adapter_bytes: of the whole adapter, as a file would hold it.
+        memory: kind -> bytes a device.
+        flops: part -> operations a step, on all devices together.
+        shape: the step's sizes.
+    """
+
+    path: str
+    own_tokenizer: bool
+    mesh: Mapping[str, int]
+    parameters: int
+    adapter_parameters: int
+    adapter_bytes: int
+    memory: Mapping[str, int]
+    flops: Mapping[str, int]
+    shape: StepShape
+
+
+def dry_run(config: ml_collections.ConfigDict) -> str:
+    """The estimate as text.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, in one line.
+    """
+    return report(estimate(config))
+
+
+def report(plan: Estimate) -> str:
+    """The estimate as a table."""
+    shape, devices = plan.shape, math.prod(plan.mesh.values())
+    tokenizer = "" if plan.own_tokenizer else f" (counted with the tokenizer of {STAND_IN}; the model's is not here)"
+    lines = [
+        f"{plan.path}: {plan.parameters:,} parameters; "
+        f"adapter {plan.adapter_parameters:,} ({readable(plan.adapter_bytes)})",
+        f"step: {shape.queries} queries x {shape.samples} samples; tokens: prompt {shape.prompt}, "
+        f"demonstrations {shape.few_shot}, completion {shape.horizon}, answer {shape.answer}{tokenizer}",
+        f"mesh: {' x '.join(f'{axis}={size}' for axis, size in plan.mesh.items())}; memory a device:",
+        *(f"  {kind:<15}{readable(size):>12}" for kind, size in plan.memory.items()),
+        f"  {'total':<15}{readable(sum(plan.memory.values())):>12}",
+        "matrix products a step:",
+        *(f"  {part:<15}{size / 1e12:>9.3f} TFLOP" for part, size in plan.flops.items()),
+        f"  {'total':<15}{sum(plan.flops.values()) / 1e12:>9.3f} TFLOP, "
+        f"{sum(plan.flops.values()) / devices / 1e12:.3f} a device",
+    ]
+    return "\n".join(lines)
+
+
+def readable(size: float) -> str:
+    """Bytes in decimal units."""
+    power = min(int(math.log10(size) // 3), 4) if size >= 1 else 0
+    return f"{size / 1000**power:.{0 if power == 0 else 2}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def estimate(config: ml_collections.ConfigDict) -> Estimate:
+    """Builds the run from shapes.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, in one line.
+    """
+    if config.task != "arithmetic":
+        raise ValueError(f"--dry_run knows the task 'arithmetic', not {config.task!r}")
+    check_kind(config.model.quantize)
+    model, tokenizer = describe_model(config.model.path)
+    dtype = jnp.dtype(config.model.dtype)
+    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config.mesh))
+    shipped = tokenizer or load_tokenizer(model_folder(STAND_IN))
+    task, lora, algorithm, optimizer = arithmetic_parts(config, model, shipped, mesh)
+    floats = jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))
+    params = jax.eval_shape(functools.partial(quantize_params, kind=config.model.quantize), floats)
+    _ = task.environment  # its tables are read while the rest is traced: they must be there before
+    start = functools.partial(initial, config, algorithm, lora, task, optimizer=optimizer)
+    constants, state = jax.eval_shape(lambda params: start(params=params), params)
+    shape = step_shape(algorithm, constants)
+    return Estimate(
+        path=config.model.path,
+        own_tokenizer=tokenizer is not None,
+        mesh=dict(mesh.shape),
+        parameters=count(floats),
+        adapter_parameters=count(state.trainable.lora),
+        adapter_bytes=nbytes(state.trainable.lora),
+        memory=memory(algorithm, constants, state, shape, dtype, mesh),
+        flops=flops(algorithm, lora, shape),
+        shape=shape,
+    )
+
+
+def describe_model(path: str) -> tuple[ModelConfig, Any | None]:
+    """A model's shape and, where it is at hand, its tokenizer: from its folder, the hub's cache or our own notes.
+
+    Raises:
+        ValueError: none of them knows the model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = pathlib.Path(model_folder(path))
+    if not folder.is_dir() and path.count("/") <= 1:
+        cached = try_to_load_from_cache(path, "config.json")
+        folder = pathlib.Path(cached).parent if isinstance(cached, str) else folder
+    if folder.is_dir():
+        try:
+            tokenizer = load_tokenizer(folder)
+        except FileNotFoundError:
+            tokenizer = None
+        return read_config(folder)[1], tokenizer
+    notes = SHIPPED / "shapes"
+    name = path.replace("/", "--") + ".json"
+    if not (notes / name).is_file():
+        known = ", ".join(sorted(note.stem.replace("--", "/") for note in notes.glob("*.json")))
+        raise ValueError(f"{path} is no folder and not in the hub's cache; shapes are known of {known}")
+    return read_settings(read_json(notes, name)), None
+
+
+def count(tree: PyTree) -> int:
+    """Numbers in all leaves."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
+    """The sizes of a step, all samples of a query counted."""
+    demonstrations = constants.prepared.demonstrations
+    query, columns = constants.queries, constants.constraint.token_ids
+    return StepShape(
+        queries=algorithm.config.queries,
+        samples=algorithm.config.samples,
+        prompt=query.prompt.ids.shape[1],
+        context=query.context.ids.shape[1],
+        answer=query.answer.ids.shape[1],
+        few_shot=0 if demonstrations is None else demonstrations.mask.shape[1],
+        horizon=constants.constraint.horizon,
+        allowed=columns.shape[0],
+    )
+
+
+def flops(algorithm: GFlowNet, lora: LoraConfig, shape: StepShape) -> dict[str, int]:
+    """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
+    policy, base = Flops(algorithm.model, lora), Flops(algorithm.model)
+    fresh = dataclasses.replace(shape, samples=algorithm.config.fresh_samples)
+    parts = {
+        "rollout": rollout_flops(policy, fresh),
+        "reward": packed_reward_flops(base, fresh),
+        "score, update": score_flops(policy, shape),
+    }
+    if algorithm.remat:  # the layers once more, the head not
+        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(shape, allowed=0))
+    return parts
+
+
+def memory(
+    algorithm: GFlowNet,
+    constants: Constants,
+    state: TrainState,
+    shape: StepShape,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.AbstractMesh,
+) -> dict[str, int]:
+    """Bytes a device by kind."""
+    config, model = algorithm.config, algorithm.model
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    queries = config.queries // config.micro_batches
+
+    def cache(rows: int, length: int) -> int:
+        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
+
+    adapter = bytes_per_device({"trainable": state.trainable}, mesh)
+    tables = dataclasses.replace(constants, params=None, prepared=None)
+    return {
+        "base": bytes_per_device(constants.params, mesh, REST),
+        "adapter": adapter,
+        "optimizer": bytes_per_device({"opt_state": state.opt_state}, mesh),
+        "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
+        "buffer": bytes_per_device({"replay": state.replay}, mesh),
+        "task's tables": nbytes(tables),
+        "prompt cache": cache(queries, shape.prompt),
+        "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
+        "reward cache": nbytes(constants.prepared) + cache(queries, shape.context),
+        "activations": activations(algorithm, constants, state, shape) // split,
+        "weights in use": in_use(constants.params, model, dtype, mesh),
+    }
+
+
+def activations(algorithm: GFlowNet, constants: Constants, state: TrainState, shape: StepShape) -> int:
+    """Bytes of a micro-batch's activations on all devices together, by the formula above."""
+    parts, model = algorithm.config.micro_batches, algorithm.model
+    without = kept_for_backward(dataclasses.replace(algorithm, remat=False), constants, state)
+    layer = without // model.num_layers
+    backward = without
+    if algorithm.remat:
+        backward = kept_for_backward(algorithm, constants, state) + layer
+    part = dataclasses.replace(shape, queries=shape.queries // parts)
+    policy_tokens = part.queries * part.prompt + part.rows * (part.horizon - 1)
+    rows = part.queries * algorithm.config.fresh_samples
+    states = rows * part.horizon
+    packed = part.queries * part.context + rows * (part.horizon - 1) + states * (part.answer - 1)
+    # A block of logits and of their exponentials, of all the states and the answers' tokens after them.
+    logits = 2 * 4 * states * max(1, part.answer - 1) * min(VOCABULARY_BLOCK, model.vocab_size)
+    return max(backward, layer * packed // policy_tokens + logits)
+
+
+def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:
+    """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
+    size = algorithm.config.queries // algorithm.config.micro_batches
+    key = jax.random.key(0)
+
+    def collect(constants: Constants, state: TrainState) -> Any:
+        query = jax.tree.map(lambda x: x[:size], constants.queries)
+        keys = dict.fromkeys(range(5), key)
+        return algorithm.collect(constants, state.trainable, state.replay, query, keys, jnp.ones(()))[0]
+
+    def kept(trainable: PyTree, constants: Constants, batch: Any) -> list[jax.Array]:
+        def loss(trainable: PyTree) -> Any:
+            return algorithm.loss(trainable, constants, batch, algorithm.weights(batch), jnp.ones(()), key)
+
+        _, pull_back, _ = jax.vjp(loss, trainable, has_aux=True)
+        return jax.tree.leaves(pull_back)
+
+    batch = jax.eval_shape(collect, constants, state)
+    traced = jax.make_jaxpr(kept)(state.trainable, constants, batch).jaxpr
+    given = {*traced.invars, *traced.constvars}
+    left = {var for var in traced.outvars if not isinstance(var, Literal) and var not in given}
+    return sum(nbytes(var.aval) for var in left)
+
+
+def in_use(params: PyTree, model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.AbstractMesh) -> int:
+    """Weights in use: under fsdp one layer and the head whole, for the rest one quantised kernel as floats."""
+    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
+    whole = jax.sharding.AbstractMesh(tuple(alone.values()), meshes.AXES)
+    layer = bytes_per_device({"layers": params["layers"]}, whole) // model.num_layers
+    head = bytes_per_device({"head": params["head"]}, whole) if "head" in params else 0
+    kernels = [weights["kernel"] for weights in params["layers"].values() if "kernel" in weights]
+    largest = max(i * o for i, o in model.projections.values()) * dtype.itemsize // mesh.shape["tensor"]
+    quantized = not all(isinstance(kernel, jax.ShapeDtypeStruct) for kernel in kernels)
+    return (layer + head if mesh.shape["fsdp"] > 1 else 0) + (largest if quantized else 0)

@@ -1,0 +1,124 @@
+"""Files of tensors and where they are: folders, hub ids, safetensors in one file or in indexed shards."""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def resolve(name_or_path: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+    """The local folder of a checkpoint or adapter; a hub id is downloaded (or found in the offline cache).
+
+    A folder never touches the network. Pickle files are not downloaded.
+
+    Raises:
+        ValueError: neither a folder nor a hub id that could be had.
+    """
+    folder = pathlib.Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"there is no folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        return pathlib.Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} is no local folder, and the hub did not supply it: {reason}") from error
+
+
+def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint, or a ValueError that names what is missing or malformed."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder} has no {name}")
+    try:
+        return json.loads((folder / name).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not JSON: {error}") from error
+
+
+class TensorFiles:
+    """The tensors of one or several safetensors files, by name, sliced lazily.
+
+    A file is mapped anew for each view and let go with it: a mapping kept open would keep every page that was
+    ever read in this process's memory, in the end the whole model.
+
+    Raises:
+        ValueError: a file that is missing, truncated or damaged.
+    """
+
+    def __init__(self, paths: list[pathlib.Path]):
+        self._paths: dict[str, pathlib.Path] = {}
+        self._kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{path.parent} lacks the file {path.name}")
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    # A file is no iterable, whatever the linter thinks.
+                    views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise ValueError(f"{path} is truncated or damaged: {error}") from error
+            self._paths |= dict.fromkeys(views, path)
+            self._kinds |= {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._kinds[name][1]
+
+    def slices(self, name: str) -> Any:
+        """A view of the tensor that reads what is indexed, and keeps the file open as long as it lives."""
+        return safe_open(self._paths[name], framework="numpy").get_slice(name)
+
+    def equal(self, one: str, other: str, rows: int = 4096) -> bool:
+        """Whether two tensors of one shape hold the same, compared a few rows at a time."""
+        left, right = self.slices(one), self.slices(other)
+        size = self.shape(one)[0]
+        blocks = (slice(start, min(start + rows, size)) for start in range(0, size, rows))
+        return all(np.array_equal(left[block], right[block]) for block in blocks)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless the tensor is of floats and of that shape."""
+        kind, held = self._kinds[name]
+        if kind not in FLOATS:
+            raise ValueError(f"tensor {name} holds {kind}; implemented are {', '.join(FLOATS)}")
+        if held != shape:
+            raise ValueError(f"tensor {name} has shape {held}; config.json implies {shape}")
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names.
+
+    Raises:
+        ValueError: there are none; pickle files are refused.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder, INDEX)["weight_map"].values()))
+        return [folder / name for name in names]
+    pickles = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{end}"))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds its weights as pickle ({pickles[0]}), which can run code: refused; "
+            "convert them to safetensors"
+        )
+    raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")

@@ -1,0 +1,123 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import left_padded, random_ids, random_lora, random_params, tiny
+
+from gfn_jax.environments import NoTool
+from gfn_jax.models import decoder
+from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.score import score
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.types import Tokens
+
+CONFIG = tiny()
+PARAMS = random_params(CONFIG)
+LORA = random_lora(CONFIG)
+PROMPT = left_padded([[6, 7, 8], [9, 10]])
+STOP, LONGEST = 5, 4
+ALLOWED = np.array([0, 2, 3, 8])
+SOME = make_constraint(23, STOP, LONGEST, min_length=1, token_ids=ALLOWED)
+ALL = make_constraint(23, STOP, LONGEST, min_length=1)
+LENGTHS = jnp.asarray([4, 1, 3, 2])
+COMPLETION = jnp.asarray(ALLOWED)[random_ids(2, 4, 5, vocab=4)]
+
+
+def forced(constraint):
+    return teacher_force(COMPLETION, LENGTHS, constraint, NoTool())
+
+
+@functools.partial(jax.jit, static_argnames=("rate", "remat"))
+def jitted(params, prompt, lora, rollout, constraint, key=None, rate=0.0, remat=False):
+    dropout = None if key is None else (key, rate)
+    return score(CONFIG, params, lora, prompt, rollout, constraint, dropout=dropout, remat=remat)
+
+
+scores = functools.partial(jitted, PARAMS, PROMPT)
+
+
+@pytest.fixture(scope="module")
+def whole_logits():
+    """[B, T, V] from one unshared pass over prompt and completion, all columns of the head."""
+    rows = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), PROMPT)
+    rollout = forced(SOME)
+    completion = Tokens(ids=rollout.completion, mask=jnp.ones((4, 5), bool))
+    tokens = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), rows, completion)
+    hidden, _ = decoder.prefill(CONFIG, PARAMS, LORA, tokens)
+    return np.asarray(decoder.logits(CONFIG, decoder.select_head(CONFIG, PARAMS, LORA), hidden))[:, 2:7]
+
+
+@pytest.mark.parametrize("constraint", [SOME, ALL], ids=["columns", "whole head"])
+def test_scores_are_the_masked_softmax_of_the_whole_head(constraint, whole_logits):
+    ids = [*ALLOWED.tolist(), STOP] if constraint is SOME else range(23)
+    rollout = forced(constraint)
+    out = scores(LORA, rollout, constraint)
+    for row in range(4):
+        for t in range(5):
+            length = int(LENGTHS[row])
+            allowed = [STOP] if t == LONGEST else [i for i in ids if i != STOP or t >= 1]
+            logits = whole_logits[row, t].astype(np.float64)
+            log_norm = np.log(np.exp(logits[allowed]).sum())
+            token = int(rollout.completion[row, t])
+            log_pf = logits[token] - log_norm if t <= length else 0.0
+            log_pterm = logits[STOP] - log_norm if 1 <= t <= length else 0.0
+            np.testing.assert_allclose(out.log_pf[row, t], log_pf, atol=3e-5)
+            np.testing.assert_allclose(out.log_pterm[row, t], log_pterm, atol=3e-5)
+
+
+def test_what_comes_after_the_stop_never_matters():
+    rollout = forced(SOME)
+    after = jnp.arange(5) > LENGTHS[:, None]
+    garbage = rollout.replace(completion=jnp.where(after, random_ids(9, 4, 5), rollout.completion))
+    assert (garbage.completion != rollout.completion).any()
+    jax.tree.map(np.testing.assert_array_equal, scores(LORA, rollout, SOME), scores(LORA, garbage, SOME))
+
+
+def test_an_empty_replay_row_scores_zero():
+    blank = jax.tree.map(jnp.zeros_like, forced(SOME))
+    for value in jax.tree.leaves(scores(LORA, blank, SOME)):
+        assert not np.asarray(value).any()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_gradient_is_finite_and_reaches_every_part_of_the_adapter(remat):
+    def loss(lora):
+        out = scores(lora, forced(SOME), SOME, remat=remat)
+        return (out.log_pf * jnp.arange(1, 6)).sum() - out.log_pterm.sum()
+
+    value, gradient = jax.value_and_grad(loss)(LORA)
+    assert np.isfinite(value)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() > 1e-4
+    # Columns of the head outside the vocabulary are never computed, so nothing is learnt of them.
+    outside = np.setdiff1d(np.arange(23), [*ALLOWED, STOP])
+    assert not np.asarray(gradient.head["b"])[:, outside].any()
+
+
+def test_the_gradient_is_the_slope():
+    def loss(lora):
+        out = scores(lora, forced(SOME), SOME)
+        return (out.log_pf * jnp.arange(1, 6)).sum() - out.log_pterm.sum()
+
+    direction = random_lora(CONFIG, seed=7)
+    slope = sum(
+        float((g * d).sum())
+        for g, d in zip(jax.tree.leaves(jax.grad(loss)(LORA)), jax.tree.leaves(direction), strict=True)
+    )
+
+    def moved(h):
+        return loss(jax.tree.map(lambda x, d: x + h * d, LORA, direction))
+
+    up, down = moved(1e-3), moved(-1e-3)
+    np.testing.assert_allclose((up - down) / 2e-3, slope, rtol=2e-2)
+
+
+def test_dropout_takes_its_key_and_nothing_else():
+    rollout = forced(SOME)
+    one = scores(LORA, rollout, SOME, jax.random.key(0), rate=0.3)
+    jax.tree.map(np.testing.assert_array_equal, one, scores(LORA, rollout, SOME, jax.random.key(0), rate=0.3))
+    assert np.abs(one.log_pf - scores(LORA, rollout, SOME, jax.random.key(1), rate=0.3).log_pf).max() > 1e-3
+    assert np.abs(one.log_pf - scores(LORA, rollout, SOME).log_pf).max() > 1e-3

@@ -1,0 +1,68 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import calculator_world, left_padded, random_params, tiny
+
+from gfn_jax.environments import NoTool
+from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.rollout import rollout
+from gfn_jax.policy.teacher import teacher_force
+
+PROMPT = left_padded([[6, 7, 8], [9, 10]])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sample(config, params, constraint, environment, key):
+    half = jnp.full((1024,), 0.5)
+    return rollout(config, params, None, PROMPT, constraint, environment, key, 2 * half, half)
+
+
+force = jax.jit(teacher_force)
+
+
+def agree(sampled, constraint, environment):
+    """The masks a rollout made are those its own completions are given."""
+    length = sampled.token_mask.sum(1)
+    after = jnp.arange(constraint.horizon) > length[:, None]
+    padded = jnp.where(after, 3, sampled.completion)  # padding with anything
+    again = force(padded, length, constraint, environment)
+    for name in ("completion", "token_mask", "action_mask", "state_mask"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(sampled, name), err_msg=name)
+    assert not np.asarray(again.log_behavior).any()
+
+
+@pytest.mark.parametrize("min_length", [0, 2])
+def test_masks_without_a_tool_are_those_of_the_rollout(min_length):
+    config = tiny()
+    constraint = make_constraint(23, 5, 4, min_length=min_length, token_ids=np.arange(4))
+    sampled = sample(config, random_params(config), constraint, NoTool(), jax.random.key(0))
+    assert len(set(np.asarray(sampled.token_mask.sum(1)))) == 5 - min_length
+    agree(sampled, constraint, NoTool())
+
+
+@pytest.mark.parametrize("stop_after_number", [False, True])
+def test_masks_with_the_calculator_are_those_of_the_rollout(stop_after_number):
+    tokenizer, environment, constraint = calculator_world(stop_after_number=stop_after_number)
+    config = tiny(vocab_size=len(tokenizer))
+    params = random_params(config, scale=0.15)
+    sampled = sample(config, params, constraint, environment, jax.random.key(0))
+    assert (sampled.token_mask & ~sampled.action_mask).any(axis=1).sum() > 3
+    agree(sampled, constraint, environment)
+
+
+def test_a_demonstration_in_words_marks_the_tools_part():
+    tokenizer, environment, _ = calculator_world()
+    constraint = make_constraint(len(tokenizer), tokenizer.eos_token_id, 12, call_room=2)
+    texts = [" 60 + 30 = 90, 1 - 30 = -29", " 1 + 30"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    completion = jnp.asarray([row + [0] * (13 - len(row)) for row in ids])
+    out = force(completion, jnp.asarray([len(row) for row in ids]), constraint, environment)
+    chosen = [
+        "".join(tokenizer.convert_ids_to_tokens(np.asarray(out.completion[row])[np.asarray(mask)]))
+        for row, mask in enumerate(out.action_mask)
+    ]
+    assert chosen == [" 60 + 30 =, 1 - 30 =<eos>", " 1 + 30<eos>"]
+    assert np.nonzero(out.state_mask[1])[0].tolist() == [1, 3]  # behind a number only

@@ -1,0 +1,206 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from worlds import all_sequences, left_padded, query_of, random_ids, random_params, right_padded, tiny
+
+from gfn_jax.environments import NoTool
+from gfn_jax.models import decoder
+from gfn_jax.models.checkpoint import load_model
+from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.rewards import PosteriorReward, Product, TableReward, sequential_log_reward, token_log_probs
+from gfn_jax.types import Tokens
+
+CONFIG = tiny()
+PARAMS = random_params(CONFIG, scale=0.3)
+STOP = 5
+CONTEXT = left_padded([[3, 4, 5, 6], [7, 8]])
+DEMONSTRATIONS = Tokens(ids=random_ids(1, 1, 6), mask=jnp.ones((1, 6), bool))
+PENALTY = jnp.where(jnp.arange(23) < 9, 0.0, 7.0)
+
+
+def rollout_of(seed: int, rows: int, horizon: int):
+    rng = np.random.default_rng(seed)
+    completion = jnp.asarray(rng.integers(6, 23, (rows, horizon)), jnp.int32)
+    length = jnp.asarray(rng.integers(0, horizon, rows)).at[0].set(horizon - 1).at[1].set(0)
+    return teacher_force(completion, length, make_constraint(23, STOP, horizon - 1), NoTool())
+
+
+ROLLOUT = rollout_of(0, 6, 5)
+CASES = {
+    "plain": (PosteriorReward(CONFIG), ROLLOUT, right_padded([[9, 3, 2], [7]])),
+    "demonstrations and penalty": (
+        PosteriorReward(CONFIG, DEMONSTRATIONS, PENALTY, released_min_length=2),
+        ROLLOUT,
+        right_padded([[9, 3], [11, 12, 13, 14]]),
+    ),
+    "one token of answer": (PosteriorReward(CONFIG, DEMONSTRATIONS), ROLLOUT, right_padded([[STOP], [STOP]])),
+    "no answer for one": (PosteriorReward(CONFIG), rollout_of(3, 4, 3), right_padded([[9, 3], []])),
+    "gpt2": (
+        PosteriorReward(tiny(norm="layer", positions="learned", tied_head=True), None, PENALTY),
+        rollout_of(2, 4, 4),
+        right_padded([[1, 2, 3], [4, 5]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_packed_pass_equals_one_pass_per_prefix(name):
+    reward, rollout, answer = CASES[name]
+    params = random_params(reward.config, scale=0.3)
+    query = query_of(CONTEXT, answer=answer)
+
+    @jax.jit
+    def both(params, query, rollout):
+        prepared = reward.prepare(params)
+        return tuple(
+            score(params, prepared, query, rollout)
+            for score in (reward.log_reward, functools.partial(sequential_log_reward, reward))
+        )
+
+    packed, sequential = both(params, query, rollout)
+    alive = np.asarray(rollout.action_mask)
+    np.testing.assert_allclose(np.asarray(packed)[alive], np.asarray(sequential)[alive], atol=1e-4)
+    if reward.released_min_length:
+        assert (np.asarray(packed)[:, :2] == -99).all()
+    else:
+        assert (np.asarray(packed)[alive] <= 0).all()
+    # The prefixes differ in their rewards, or nothing was compared.
+    assert np.ptp(np.asarray(packed)[0]) > 1
+
+
+def log_reward(reward, query, prepared=None):
+    score = jax.jit(lambda params, kept: reward.log_reward(params, kept, query, ROLLOUT))
+    return score(PARAMS, reward.prepare(PARAMS) if prepared is None else prepared)
+
+
+def test_cached_demonstrations_equal_a_longer_context():
+    answer = right_padded([[9, 3, 2], [7]])
+    cached = log_reward(PosteriorReward(CONFIG, DEMONSTRATIONS), query_of(CONTEXT, answer=answer))
+    # Demonstrations, padding, context: padding is invisible wherever it is.
+    longer = jax.tree.map(
+        lambda demo, own: jnp.concatenate([jnp.repeat(demo, 2, axis=0), own], axis=1), DEMONSTRATIONS, CONTEXT
+    )
+    whole = log_reward(PosteriorReward(CONFIG), query_of(CONTEXT, context=longer, answer=answer))
+    alive = np.asarray(ROLLOUT.action_mask)
+    np.testing.assert_allclose(np.asarray(cached)[alive], np.asarray(whole)[alive], atol=1e-4)
+    without = log_reward(PosteriorReward(CONFIG), query_of(CONTEXT, answer=answer))
+    assert np.abs(np.asarray(cached) - without)[alive].max() > 1e-2
+
+
+@pytest.mark.parametrize("penalty", [None, PENALTY], ids=["plain", "penalised"])
+def test_a_vocabulary_in_blocks_equals_the_whole_softmax(penalty, monkeypatch):
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((3, 7, 16)), jnp.float32)
+    targets = random_ids(0, 3, 7, 2)
+    head = decoder.select_head(CONFIG, PARAMS, None)
+    whole = token_log_probs(CONFIG, head, hidden, targets, penalty)
+    monkeypatch.setattr(decoder, "VOCABULARY_BLOCK", 6)  # 23 columns: the last block overlaps
+    blocks = token_log_probs(CONFIG, head, hidden, targets, penalty)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5)
+    logits = np.asarray(decoder.logits(CONFIG, head, hidden), np.float64)
+    lowered = logits - (0 if penalty is None else np.asarray(penalty))
+    for candidate, values in enumerate((lowered, logits)):
+        log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
+        expected = np.take_along_axis(log_p, np.asarray(targets)[..., candidate, None], -1)[..., 0]
+        np.testing.assert_allclose(whole[..., candidate], expected, rtol=1e-4, atol=1e-4)
+
+
+def enumerated(arity: int, longest: int):
+    sequences = all_sequences(arity, longest)
+    completion = jnp.asarray([[*s, *[arity] * (longest + 1 - len(s))] for s in sequences])
+    length = jnp.asarray([len(s) for s in sequences])
+    constraint = make_constraint(arity + 1, arity, longest)
+    return sequences, teacher_force(completion, length, constraint, NoTool())
+
+
+def test_a_table_is_read_at_every_prefix():
+    sequences, rollout = enumerated(3, 3)
+    table = jnp.asarray(np.random.default_rng(0).standard_normal(len(sequences)), jnp.float32)
+    reward = TableReward(table, 3)
+    out = reward.log_reward(None, reward.prepare(None), None, rollout)
+    by_sequence = dict(zip(sequences, np.asarray(table), strict=True))
+    for row, sequence in enumerate(sequences):
+        expected = [by_sequence[sequence[:t]] for t in range(len(sequence) + 1)]
+        np.testing.assert_array_equal(out[row, : len(expected)], expected)
+
+
+def test_a_product_is_the_weighted_sum_of_logarithms():
+    sequences, rollout = enumerated(2, 2)
+    rng = np.random.default_rng(0)
+    tables = [jnp.asarray(rng.standard_normal(len(sequences)), jnp.float32) for _ in range(2)]
+    one, other = (TableReward(table, 2) for table in tables)
+    product = Product((one, other), (0.5, -2.0))
+    out = product.log_reward(None, product.prepare(None), None, rollout)
+    expected = [factor.log_reward(None, factor.table, None, rollout) for factor in (one, other)]
+    np.testing.assert_allclose(out, 0.5 * expected[0] - 2.0 * expected[1], rtol=1e-6)
+    tempered = Product((one,), (1 / 3,))
+    np.testing.assert_allclose(
+        tempered.log_reward(None, tempered.prepare(None), None, rollout), expected[0] / 3, rtol=1e-6
+    )
+
+
+# The released code's rewards (golden/README.md): model, case, whether it is a next sentence or a rationale. Left out:
+# next sentences with a vocabulary penalty (the released code takes it off the stop's distribution too, here it acts
+# on Z alone, as in the released rationales) and the `beta` cases (powers of the parts of a reward, which `Product`
+# of two rewards expresses in another way).
+RELEASED = [
+    ("gpt2", "ns_score", "minlen3"),
+    ("gpt2", "ns_score", "cache"),
+    ("gpt2", "infill_score", "nice99_minlen5"),
+    ("gpt2", "infill_score", "naughty50"),
+    ("gpt2", "infill_score", "cache"),
+    ("gptj", "ns_score", "cache"),
+    ("gptj", "infill_score", "nice99"),
+    ("llama", "ns_score", "plain"),
+    ("llama", "infill_score", "cache_nice99_minlen5"),
+]
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    cases = json.loads((shared / "golden/model_vectors.json").read_text())
+    return cases, dict(np.load(shared / "golden/model_vectors.npz"))
+
+
+def until(stop: int, rows: np.ndarray):
+    """The rollout of completions that end before their first `stop`."""
+    padded = np.concatenate([rows, np.full((len(rows), 1), stop)], axis=1)
+    length = (padded == stop).argmax(1)
+    constraint = make_constraint(101, stop, rows.shape[1])
+    return teacher_force(jnp.asarray(padded), jnp.asarray(length), constraint, NoTool())
+
+
+@pytest.mark.parametrize(("model", "kind", "name"), RELEASED)
+def test_rewards_are_those_of_the_released_code(model, kind, name, shared, golden):
+    meta, arrays = golden
+    settings = next(case for case in meta["cases"] if case["key"] == f"{model}/{kind}/{name}")
+    group = f"{model}/{kind}"
+    if kind == "ns_score":
+        stop, encoded = meta["sentence_token_id"], arrays[f"{group}/{name}/encoded_input"]
+        context, completion, answer = encoded[:, :6].tolist(), encoded[:, 6:], [stop]
+        demonstrations = arrays[f"{group}/{name}/prompt_cache_ids"]
+    else:
+        stop, completion = meta["eos_token_id"], arrays[f"{group}/generated"]
+        context, answer = [arrays[f"{group}/query"].tolist()] * 5, arrays[f"{group}/solution"].tolist()
+        demonstrations = arrays[f"{group}/fewshot_prompt"][None] if settings["prompt_cache"] else np.zeros((0, 0))
+    penalty = None
+    if settings["mask"] is not None:
+        named = np.isin(np.arange(101), meta[f"{settings['mask']}_ids"])
+        outside = named if settings["mask"] == "naughty" else ~named
+        penalty = jnp.where(outside, -float(settings["vocab_alpha"]), 0.0)
+    before = None
+    if demonstrations.size:
+        before = Tokens(ids=jnp.asarray(demonstrations), mask=jnp.ones(demonstrations.shape, bool))
+    config, params = load_model(shared / "golden/models" / model)
+    reward = PosteriorReward(config, before, penalty, settings.get("min_len", 0))
+    rollout = until(stop, completion)
+    query = query_of(left_padded(context), answer=right_padded([answer] * 5))
+    score = jax.jit(lambda params: reward.log_reward(params, reward.prepare(params), query, rollout))
+    alive = np.asarray(rollout.action_mask)
+    assert alive.sum() > 20
+    expected = arrays[f"{group}/{name}/reward_f64"]
+    np.testing.assert_allclose(np.asarray(score(params))[alive], expected[alive], atol=2e-4)
