@@ -135,9 +135,7 @@ def random_text(rng: random.Random) -> str:
     chain = []
     for _ in range(rng.randint(1, 4)):
         operands = [str(rng.choice([1, 1, 1, 7, 40]) * rng.randint(-9, 9)) for _ in range(rng.randint(2, 4))]
-        chain.append(
-            operands[0] + "".join(gap() + rng.choice("+-") + gap() + o for o in operands[1:]) + gap() + "="
-        )
+        chain.append(operands[0] + "".join(gap() + rng.choice("+-") + gap() + o for o in operands[1:]) + gap() + "=")
     return " " + rng.choice([", ", ",", " ", "=", "+", "- "]).join(chain)
 
 
@@ -280,9 +278,7 @@ def test_results_decode_to_their_values(load, name):
         assert (table[value + tool.bound, len(ids) :] == -1).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "most"), [("tokenizers/gpt2", 2), ("models/stories260k", 5), ("word-level", 1)]
-)
+@pytest.mark.parametrize(("name", "most"), [("tokenizers/gpt2", 2), ("models/stories260k", 5), ("word-level", 1)])
 def test_results_are_tokenised_as_the_model_would_see_them(load, name, most):
     tool = load(name)
     assert tool.calculator.max_result_tokens == most

@@ -34,9 +34,7 @@ def build(config, workdir):
 
     run = make_run(workdir, 2, nan_at=2 if config.trap == "nan" else -1)
     rate = config.optimizer.learning_rate
-    return dataclasses.replace(
-        run, finish=lambda trained: f"seed {config.seed}, rate {rate}, {trained.steps} steps"
-    )
+    return dataclasses.replace(run, finish=lambda trained: f"seed {config.seed}, rate {rate}, {trained.steps} steps")
 
 
 @pytest.fixture
@@ -165,9 +163,7 @@ def test_a_misspelt_key_in_a_process_of_its_own(config):
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert lines[-1:] == ["""error: unknown key 'sed'. Did you mean "seed" instead of "sed"?"""]
-    imported = {
-        line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "import time:" in line
-    }
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert not imported & {"jax", "orbax.checkpoint", "transformers", "numpy"}
 
 

@@ -29,9 +29,7 @@ def level_of(room: str) -> int:
     """A module beside the rooms is a command and sits at the top; a folder must be given its level here."""
     if room in LEVEL:
         return LEVEL[room]
-    assert not (PACKAGE / room).is_dir(), (
-        f"gfn_jax/{room} is a room that has no level in {pathlib.Path(__file__).name}"
-    )
+    assert not (PACKAGE / room).is_dir(), f"gfn_jax/{room} is a room that has no level in {pathlib.Path(__file__).name}"
     return TOP
 
 

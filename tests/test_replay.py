@@ -344,9 +344,7 @@ def test_what_is_drawn_is_what_was_added():
     source = [[tokens[0] for tokens, _ in ITEMS].index(first) for first in drawn.rollout.completion[6:, 0]]
     assert len(set(source)) > 1
     expected = batch.replace(rollout=batch.rollout.replace(log_behavior=jnp.zeros_like(batch.log_reward)))
-    jax.tree.map(
-        lambda got, added: np.testing.assert_array_equal(got[6:], added[np.array(source)]), drawn, expected
-    )
+    jax.tree.map(lambda got, added: np.testing.assert_array_equal(got[6:], added[np.array(source)]), drawn, expected)
 
 
 # --- state ---
@@ -359,9 +357,7 @@ def test_statistics():
         "coverage": 0.0,
         "best_priority": 0.0,
     }
-    buffer = ADD(
-        buffer, jnp.array([1, 3]), trajectories([*ITEMS, ((1,), -6.0), ((2,), -9.0), ((), None)]), 0.25
-    )
+    buffer = ADD(buffer, jnp.array([1, 3]), trajectories([*ITEMS, ((1,), -6.0), ((2,), -9.0), ((), None)]), 0.25)
     got = replay.statistics(buffer)
     assert got["filled"] == 5 / 20
     assert got["coverage"] == 0.5

@@ -58,8 +58,7 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             raise ValueError(
-                f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; "
-                "use another --workdir"
+                f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; use another --workdir"
             )
     elif jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -106,9 +106,7 @@ INFILL = ("logPF", "eos_logprob", "logrewards")
 def test_infill_notebook_subtb(shared):
     compared = 0
     for case, arrays in load(shared, "loss_infill"):
-        value, weighted, gradients = ours(
-            arrays, INFILL, masks(arrays["n_tokens"]), case["lam"], "released_mean"
-        )
+        value, weighted, gradients = ours(arrays, INFILL, masks(arrays["n_tokens"]), case["lam"], "released_mean")
         if case["lam"] == 1:
             close(weighted.total, arrays["eq3_sum_per_row"].sum())
         if case["notebook_modified_subtb_status"] == "nan":

@@ -62,9 +62,7 @@ def losses(trajectory: Trajectory, scores: PolicyScores, log_z: float, **options
 
     @jax.jit
     def means(trajectory, scores):
-        measured = objective.measure(
-            trajectory, scores, TEMPERATURE, jnp.ones(rows, bool), jnp.full(rows, log_z)
-        )
+        measured = objective.measure(trajectory, scores, TEMPERATURE, jnp.ones(rows, bool), jnp.full(rows, log_z))
         return {name: term.total / term.weight for name, term in measured.items()}
 
     return {name: float(value) for name, value in means(trajectory, scores).items()}
@@ -98,9 +96,7 @@ def test_positive_where_q_is_not_proportional_to_r(log_reward):
     @jax.vmap
     def totals(scores):
         log_zs = jnp.full(len(STATES), log_z)
-        return {
-            n: w.total for n, w in objective.measure(trajectory, scores, TEMPERATURE, rows, log_zs).items()
-        }
+        return {n: w.total for n, w in objective.measure(trajectory, scores, TEMPERATURE, rows, log_zs).items()}
 
     measured = totals(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked))
     for name, total in measured.items():

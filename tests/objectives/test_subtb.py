@@ -96,9 +96,7 @@ def check(weighted: Weighted, total: float, weight: float) -> None:
     np.testing.assert_allclose(weighted.weight, weight, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("subtb_lambda", "huber"), [(0.5, None), (0.9, None), (1.0, None), (0.9, 2.0), (1.0, 2.0)]
-)
+@pytest.mark.parametrize(("subtb_lambda", "huber"), [(0.5, None), (0.9, None), (1.0, None), (0.9, 2.0), (1.0, 2.0)])
 def test_subtb_is_the_double_loop(batch, subtb_lambda, huber):
     totals, weights = naive_rows(batch, subtb_lambda, huber)
     options = {"subtb_lambda": subtb_lambda, "huber": huber}

@@ -82,9 +82,7 @@ def test_shuffled_chains_have_the_right_steps_in_a_wrong_order(corpus):
     for expression, completion, _ in corpus["shuffled"]:
         steps, right = completion.split(", "), worked_chain(expression).split(", ")
         assert sorted(steps) == sorted(right)
-    moved = np.mean(
-        [completion != worked_chain(expression) for expression, completion, _ in corpus["shuffled"]]
-    )
+    moved = np.mean([completion != worked_chain(expression) for expression, completion, _ in corpus["shuffled"]])
     assert moved > 0.99  # two equal steps may change places
 
 
@@ -112,9 +110,7 @@ def test_styles_and_operands_come_in_their_proportions(corpus):
 
 
 def test_every_number_is_one_token(corpus):
-    numbers = {
-        int(n) for _, text, answer in every_line(corpus) for n in [*re.findall(r"(?<!\S)-?\d+", text), answer]
-    }
+    numbers = {int(n) for _, text, answer in every_line(corpus) for n in [*re.findall(r"(?<!\S)-?\d+", text), answer]}
     assert max(map(abs, numbers)) <= 60
 
 

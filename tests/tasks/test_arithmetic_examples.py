@@ -47,9 +47,7 @@ def test_results_are_filled_in_and_stripped():
     assert fill_results("5 - 9 = 7") == "5 - 9 = -4"  # the tool's word, not the text's
 
 
-@pytest.mark.parametrize(
-    "text", ["", "6", "6 -", "6 - 0 -", "6-0", "6 * 2", " 6 - 0", "6 - 0 ", "6 - x", "6 - 0\n"]
-)
+@pytest.mark.parametrize("text", ["", "6", "6 -", "6 - 0 -", "6-0", "6 * 2", " 6 - 0", "6 - 0 ", "6 - x", "6 - 0\n"])
 def test_text_that_is_no_expression_is_refused(text):
     with pytest.raises(ValueError, match="expected an expression like"):
         evaluate(text)

@@ -48,7 +48,5 @@ def test_rooms_of_all_three_operand_expressions():
 
 def test_splits_are_those_of_version_1_0_0():
     """Caches and the shipped base model rely on the splits: a change needs a new version of the builder."""
-    text = "\n".join(
-        f"{split} {e.question}" for split, examples in generate_splits().items() for e in examples
-    )
+    text = "\n".join(f"{split} {e.question}" for split, examples in generate_splits().items() for e in examples)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f917b244a71effca"

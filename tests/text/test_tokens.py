@@ -127,9 +127,7 @@ def test_missing_characters_are_named(stories):
         allowed_ids(word_level("1", "."), "1é", ".")
 
 
-@pytest.mark.parametrize(
-    ("stop", "got"), [("..", r"\['\[UNK\]', '\[UNK\]'\]"), (";", r"\['\[UNK\]'\]"), ("", r"\[\]")]
-)
+@pytest.mark.parametrize(("stop", "got"), [("..", r"\['\[UNK\]', '\[UNK\]'\]"), (";", r"\['\[UNK\]'\]"), ("", r"\[\]")])
 def test_stop_must_be_one_known_token(stop, got):
     with pytest.raises(ValueError, match=f"must be one token of the tokenizer, it is {got}"):
         allowed_ids(word_level("0", "1"), "01", stop)

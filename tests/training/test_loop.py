@@ -43,9 +43,7 @@ def test_four_steps_are_two_and_a_resume_and_two(tmp_path):
 def test_resume_in_another_process_after_a_kill(tmp_path):
     whole = train(make_run(tmp_path / "whole", 4))
     # Step 3 is logged when the process dies, and saved or not.
-    child = subprocess.Popen(
-        [sys.executable, TOY, tmp_path / "parts", "40", "0.1"], stderr=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, TOY, tmp_path / "parts", "40", "0.1"], stderr=subprocess.PIPE, text=True)
     for line in child.stderr:
         if line.startswith("step 3 evaluated"):
             break
@@ -84,9 +82,7 @@ def test_a_state_that_is_donated_while_it_is_saved_is_saved_as_it_was(tmp_path):
     assert set(np.unique(restored.state.trainable["w"])) == {3.0}
 
 
-@pytest.mark.parametrize(
-    ("fault", "what"), [("nan_at", "the loss is nan"), ("inf_at", "the state is not finite")]
-)
+@pytest.mark.parametrize(("fault", "what"), [("nan_at", "the loss is nan"), ("inf_at", "the state is not finite")])
 def test_divergence_names_the_last_good_checkpoint_and_saves_nothing(tmp_path, fault, what):
     settings = {fault: 4, "evaluations": (), "save_every": 2}
     with pytest.raises(TrainingDiverged, match=rf"{what} at step 4; the last good checkpoint is step 2"):

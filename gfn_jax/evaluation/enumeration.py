@@ -1,0 +1,174 @@
+"""Worlds small enough to list every completion: the policy's exact distance from its target.
+
+A policy trained by any balance objective should be, exactly,
+
+    q(Z) = R(Z)^(1/T) / sum_Z' R(Z')^(1/T)            (Hu et al. 2024, ICLR, section 3)
+
+Where all completions Z can be listed, one `score` of the list gives q and nothing has to be sampled:
+total variation 1/2 sum |q - p|, KL(q | p), KL(p | q), and the share of completions that q has not lost.
+The loss on the policy's own samples can be near zero while a mode is lost.
+
+`random_world` makes such a world for tests and benchmarks: a decoder with random weights, a table of rewards.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gfn_jax.algorithms.gflownet import Constants
+from gfn_jax.environments import NoTool
+from gfn_jax.interfaces import Environment
+from gfn_jax.models import decoder
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora, LoraConfig
+from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.policy.score import score
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.rewards import TableReward
+from gfn_jax.types import Params, Query, Rollout, Tokens, Trajectory
+
+# Beyond this many the list itself is the problem.
+MOST_COMPLETIONS = 200_000
+
+
+def enumerate_completions(constraint: Constraint, environment: Environment) -> Rollout:
+    """Every completion of min_length to max_length tokens, shortest first, in order within a length.
+
+    With min_length 0 the order is `TableReward`'s. The tool must write nothing and let Z end anywhere.
+
+    Raises:
+        ValueError: there are more than `MOST_COMPLETIONS`.
+    """
+    tokens = np.asarray(constraint.token_ids)[~np.asarray(constraint.is_stop)].tolist()
+    lengths = range(constraint.min_length, constraint.max_length + 1)
+    count = sum(len(tokens) ** length for length in lengths)
+    if count > MOST_COMPLETIONS:
+        raise ValueError(f"there are {count} completions; {MOST_COMPLETIONS} at most can be listed")
+    listed = [z for length in lengths for z in itertools.product(tokens, repeat=length)]
+    stops = (constraint.stop_id,) * constraint.horizon
+    completion = jnp.array([(*z, *stops)[: constraint.horizon] for z in listed], jnp.int32)
+    return teacher_force(completion, jnp.array([len(z) for z in listed]), constraint, environment)
+
+
+def log_policy(
+    config: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    prompt: Tokens,
+    completions: Rollout,
+    constraint: Constraint,
+) -> Float[Array, " S"]:
+    """Log q(Z stop) in nats of each listed completion, given one prompt ([1, P]); exp of it sums to 1."""
+    return score(config, params, lora, prompt, completions, constraint).log_pf.sum(axis=1)
+
+
+def log_target(trajectory: Trajectory, temperature: Float[Array, ""] | float = 1.0) -> Float[Array, " S"]:
+    """Log of R(Z)^(1/T), normalised over the listed completions, in nats."""
+    rollout = trajectory.rollout
+    stop = rollout.action_mask & ~rollout.token_mask
+    return jax.nn.log_softmax(jnp.where(stop, trajectory.log_reward, 0.0).sum(axis=1) / temperature)
+
+
+def divergences(log_q: Float[Array, " S"], log_p: Float[Array, " S"]) -> dict[str, Float[Array, ""]]:
+    """How far q is from p, completion by completion.
+
+    Returns:
+        `total_variation` in 0..1; `kl_q_p` and `kl_p_q` in nats; `coverage`, the share of completions with
+        q > p / 10.
+    """
+    q, p = jnp.exp(log_q), jnp.exp(log_p)
+    return {
+        "total_variation": jnp.abs(q - p).sum() / 2,
+        "kl_q_p": (q * (log_q - log_p)).sum(),
+        "kl_p_q": (p * (log_p - log_q)).sum(),
+        "coverage": (log_q > log_p - math.log(10)).mean(dtype=jnp.float32),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """One query, a random decoder, and the table of the rewards of everything it can write.
+
+    Attributes:
+        model: the decoder's shape.
+        lora: a full-rank adapter on every projection and the head.
+        reward: log R by completion.
+        constants: what a training step needs.
+        completions: all of them, in the table's order.
+    """
+
+    model: ModelConfig
+    lora: LoraConfig
+    reward: TableReward
+    constants: Constants
+    completions: Rollout
+
+    def log_target(self, temperature: float = 1.0) -> Float[Array, " S"]:
+        """The distribution to be learnt, as logarithms."""
+        log_reward = self.reward.log_reward(
+            self.constants.params, self.constants.prepared, self.constants.queries, self.completions
+        )
+        return log_target(Trajectory(rollout=self.completions, log_reward=log_reward), temperature)
+
+    def log_policy(self, lora: Lora | None) -> Float[Array, " S"]:
+        """The policy's exact distribution, as logarithms."""
+        constants = self.constants
+        prompt = constants.queries.prompt
+        return log_policy(self.model, constants.params, lora, prompt, self.completions, constants.constraint)
+
+
+def random_world(
+    key: jax.Array, arity: int, max_length: int, reward_scale: float, width: int = 32, layers: int = 2
+) -> World:
+    """A world of sum_l arity^l completions whose log R are normal(0, `reward_scale`), in nats.
+
+    A target is flat where the scale is small and peaked where it is large. The base's weights have unit
+    gain, so that its next-token distributions differ from state to state.
+    """
+    weights, rewards, root = jax.random.split(key, 3)
+    stop, begin = arity, arity + 1
+    model = ModelConfig(
+        vocab_size=arity + 2,
+        width=width,
+        num_layers=layers,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=width // 4,
+        mlp_width=2 * width,
+        max_positions=max_length + 2,
+        rotary_dim=width // 4,
+    )
+    constraint = make_constraint(model.vocab_size, stop, max_length, token_ids=np.arange(arity))
+    completions = enumerate_completions(constraint, NoTool())
+    table = reward_scale * jax.random.normal(rewards, (completions.completion.shape[0],))
+    reward = TableReward(table, arity)
+    params = jax.jit(lambda key: unit_gain(decoder.init_params(key, model)))(weights)
+    prompt = Tokens(ids=jnp.full((1, 1), begin), mask=jnp.ones((1, 1), bool))
+    constants = Constants(
+        params=params,
+        prepared=reward.prepare(params),
+        queries=Query(example_id=jnp.arange(1), prompt=prompt, context=prompt, answer=prompt),
+        query_log_weight=jnp.zeros(1),
+        constraint=constraint,
+        environment=NoTool(),
+        root=root,
+    )
+    lora = LoraConfig(rank=width, alpha=width, targets=(*model.projections, "head"))
+    return World(model=model, lora=lora, reward=reward, constants=constants, completions=completions)
+
+
+def unit_gain(params: Params) -> Params:
+    """Random weights rescaled to variance 1 / inputs (the embedding: 1), whatever their scale was."""
+
+    def rescale(path: tuple, x: Array) -> Array:
+        names = [entry.key for entry in path]
+        if names[-1] == "kernel":
+            return x / (x.std() * math.sqrt(x.shape[-2]))
+        return x / x.std() if names[0] == "embed" else x
+
+    return jax.tree_util.tree_map_with_path(rescale, params)

@@ -1,0 +1,44 @@
+"""The exact distances: the list of completions, and what is computed from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.enumeration import divergences, enumerate_completions, random_world
+from gfn_jax.policy.constraint import make_constraint
+
+
+def test_every_completion_once_and_within_its_lengths():
+    constraint = make_constraint(6, 4, max_length=3, min_length=1, token_ids=np.array([1, 3]))
+    completions = enumerate_completions(constraint, NoTool())
+    rows = [tuple(row) for row in completions.completion.tolist()]
+    assert len(rows) == len(set(rows)) == 2 + 4 + 8
+    assert rows[:3] == [(1, 4, 4, 4), (3, 4, 4, 4), (1, 1, 4, 4)]
+    assert completions.token_mask.sum(1).tolist() == [1] * 2 + [2] * 4 + [3] * 8
+    # The state before the first token may not stop.
+    assert completions.state_mask.sum(1).tolist() == completions.token_mask.sum(1).tolist()
+
+
+def test_too_many_completions_are_refused():
+    constraint = make_constraint(100, 0, max_length=8)
+    with pytest.raises(ValueError, match="completions; 200000 at most"):
+        enumerate_completions(constraint, NoTool())
+
+
+def test_target_is_the_tables_softmax_in_the_tables_order():
+    """`TableReward` numbers completions its own way (a tree's); the list must be in the same order."""
+    world = random_world(jax.random.key(0), 3, 2, 1.0)
+    np.testing.assert_allclose(world.log_target(0.5), jax.nn.log_softmax(2 * world.reward.table), atol=1e-5)
+    np.testing.assert_allclose(jnp.exp(world.log_policy(None)).sum(), 1.0, rtol=1e-5)
+
+
+def test_divergences_by_hand():
+    q, p = np.array([0.5, 0.5, 0.0001]), np.array([0.25, 0.25, 0.5])
+    q /= q.sum()
+    measured = divergences(jnp.log(q), jnp.log(p))
+    assert measured["total_variation"] == pytest.approx(np.maximum(q - p, 0).sum(), rel=1e-4)
+    assert measured["kl_q_p"] == pytest.approx(np.sum(q * np.log(q / p)), rel=1e-4)
+    assert measured["kl_p_q"] == pytest.approx(np.sum(p * np.log(p / q)), rel=1e-4)
+    assert measured["coverage"] == pytest.approx(2 / 3)
