@@ -227,18 +227,24 @@ def save_adapter(
         pairs |= _fuse(config, pairs, names)
     if lora.head is not None:
         pairs["head"] = lora.head
-    targets = _target_names(family, tuple(pairs))
     sources: dict[Path, Source] = {}
     flat: dict[Path, jax.Array] = {}
-    ranks, alphas = {}, {}
     for module, pair in pairs.items():
         for letter, source in _sources(family, config, module).items():
             sources[module, letter], flat[module, letter] = source, pair[letter]
-        if (rank := pair["a"].shape[-1]) != lora_config.rank:
-            growth = rank / lora_config.rank
-            ranks[targets[module]] = rank
-            alphas[targets[module]] = lora_config.alpha * (math.sqrt(growth) if lora_config.rank_stabilized else growth)
-    settings = {
+    ranks = {module: pair["a"].shape[-1] for module, pair in pairs.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(_settings(family, lora_config, ranks, base), indent=2) + "\n")
+    tensors = {name: assemble(flat, parts) for name, parts in file_tensors(sources).items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def _settings(family: Family, lora_config: LoraConfig, ranks: Mapping[str, int], base: str | None) -> dict[str, Any]:
+    """adapter_config.json of modules with these ranks, all under the configuration's one scale."""
+    targets = _target_names(family, tuple(ranks))
+    growth = {module: rank / lora_config.rank for module, rank in ranks.items() if rank != lora_config.rank}
+    power = 0.5 if lora_config.rank_stabilized else 1.0
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -247,16 +253,12 @@ def save_adapter(
         "lora_alpha": lora_config.alpha,
         "use_rslora": lora_config.rank_stabilized,
         "lora_dropout": lora_config.dropout,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
+        "rank_pattern": {targets[module]: ranks[module] for module in growth},
+        "alpha_pattern": {targets[module]: lora_config.alpha * growth[module] ** power for module in growth},
         "target_modules": sorted(set(targets.values())),
         "fan_in_fan_out": family.input_major,
         "bias": "none",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
-    tensors = {name: assemble(flat, parts) for name, parts in file_tensors(sources).items()}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def _fuse(config: ModelConfig, pairs: Mapping[str, Params], present: Sequence[str]) -> dict[str, Params]:

@@ -34,7 +34,8 @@ def read_config(folder: str | pathlib.Path) -> tuple[str, ModelConfig]:
         ValueError: no such folder or file, or a setting that is not implemented.
     """
     raw = read_json(pathlib.Path(folder), "config.json")
-    return raw.get("model_type", ""), read_settings(raw)
+    config = read_settings(raw)
+    return raw["model_type"], config
 
 
 def load_model(

@@ -109,10 +109,9 @@ def rollout(
         return column, done | stops
 
     def advance(t, token, cache):
-        at = jnp.minimum(t, horizon - 2)  # the last column's token is never read
-        visible = (jnp.arange(horizon - 1) <= at)[None, None, :]
+        visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
         hidden, cache = decoder.forward(
-            config, params, lora, token[:, None], (start + t)[:, None], visible, (shared,), cache, at
+            config, params, lora, token[:, None], (start + t)[:, None], visible, (shared,), cache, t
         )
         return hidden[:, 0], cache
 
@@ -121,7 +120,8 @@ def rollout(
         column, done = decide(t, hidden, tool, done)
         tool = environment.step(tool, column["completion"])
         hidden, cache = jax.lax.cond(
-            jnp.all(done) | (t >= horizon - 1),
+            # In the last column only the stop is left, whatever the model would say: it need not be asked.
+            jnp.all(done) | (t >= horizon - 2),
             lambda *_: (hidden, cache),
             advance,
             t,

@@ -17,6 +17,9 @@ def teacher_force(
 ) -> Rollout:
     """The rollout that a given completion would have been: its masks, by the same rules as `rollout`'s.
 
+    A completion that could not have been written (a token or a stop that is not allowed, another result than the
+    tool's, too long) has no probability to learn from: all its masks are False, so no loss and no buffer takes it.
+
     Args:
         completion: [B, T] tokens of Z, padded right with anything; tool tokens included.
         length: tokens of Z in each row; at most T - 1.
@@ -31,15 +34,18 @@ def teacher_force(
         return environment.step(tool, token), (environment.forced(tool), environment.may_stop(tool))
 
     _, (forced, may_stop) = jax.lax.scan(step, environment.init(rows), completion.T)
+    allowed = constraint.allowed(jnp.broadcast_to(columns, completion.shape), may_stop.T)
+    column = constraint.column_of[completion]
+    chosen = jnp.take_along_axis(allowed, column[..., None], axis=-1)[..., 0]
+    chosen &= constraint.token_ids[column] == completion
     alive = columns <= length[:, None]
-    decides = alive & (forced.T < 0)
-    stops = jnp.any(
-        constraint.allowed(jnp.broadcast_to(columns, completion.shape), may_stop.T) & constraint.is_stop, -1
-    )
+    decides = forced.T < 0
+    possible = jnp.all(~alive | jnp.where(decides, chosen, completion == forced.T), axis=1, keepdims=True)
+    alive, decides = alive & possible, alive & possible & decides
     return Rollout(
         completion=completion,
-        token_mask=columns < length[:, None],
+        token_mask=alive & (columns < length[:, None]),
         action_mask=decides,
-        state_mask=decides & stops,
+        state_mask=decides & jnp.any(allowed & constraint.is_stop, axis=-1),
         log_behavior=jnp.zeros(completion.shape),
     )

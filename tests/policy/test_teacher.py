@@ -66,3 +66,27 @@ def test_a_demonstration_in_words_marks_the_tools_part():
     ]
     assert chosen == [" 60 + 30 =, 1 - 30 =<eos>", " 1 + 30<eos>"]
     assert np.nonzero(out.state_mask[1])[0].tolist() == [1, 3]  # behind a number only
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "possible"),
+    [
+        (" 60 + 30 = 90", None, True),
+        (" 60 + 30 = 91", None, False),  # the tool says 90
+        (" 60 + 30 = 9", None, False),  # the tool has not finished
+        (" 60 + 30 = 90, 1", None, True),
+        (" 60 + 30 = 90,", None, False),  # may not stop behind a comma
+        (" 60 + 2", None, False),  # not in the vocabulary
+        (" 1 + 1 + 1 + 1 + 1 - 1", None, False),  # longer than the horizon
+        (" 1 + 1 - 1 + 1 + 1", None, True),
+        (" 1 + 1 - 1 + 1 =", None, False),  # a call with no room left for its answer
+        ("", 0, False),  # may not stop before a number
+    ],
+)
+def test_what_could_not_have_been_written_has_no_masks(text, length, possible):
+    tokenizer, environment, constraint = calculator_world(max_length=9)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    completion = jnp.asarray([(ids + [0] * 10)[:10]])
+    out = force(completion, jnp.asarray([len(ids) if length is None else length]), constraint, environment)
+    masks = [out.token_mask, out.action_mask, out.state_mask]
+    assert [bool(mask.any()) for mask in masks] == [possible] * 3

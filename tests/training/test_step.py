@@ -1,3 +1,8 @@
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +15,7 @@ from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
 from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.rewards import TableReward
+from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import TrainState, make_step
 
@@ -185,3 +191,39 @@ def test_two_micro_batches_make_the_step_of_one():
         state, metrics = jax.jit(make_step(algorithm, optimizer))(state, constants)
         out.append((metrics, state.trainable))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *out)
+
+
+def compare_devices():
+    """Two steps on one device and on eight; run where there are eight."""
+    queries = query_of(left_padded([[6, i, 8] for i in range(8)]))
+    algorithm, optimizer, constants, state = build(queries, queries=8, micro_batches=1, discovery_steps=0)
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
+
+    def placed(tree):
+        return jax.device_put(tree, meshes.shardings(tree, mesh))
+
+    split = constants.replace(params=placed(constants.params))
+    out = []
+    for rows, carry, kept in [(None, state, constants), (meshes.rows_sharding(mesh), placed(state), split)]:
+        step = jax.jit(make_step(algorithm, optimizer, rows))
+        for _ in range(2):
+            carry, metrics = step(carry, kept)
+        out.append(to_host((carry, metrics)))
+    assert len(carry.trainable.lora.layers["q"]["a"].sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *out)
+
+
+def test_eight_devices_make_the_step_of_one():
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_step; test_step.compare_devices()"],
+        env=os.environ
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,7 @@
 """The model families by `model_type`: one file and one line here for each."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def read_settings(raw: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: unknown model_type, a setting that is missing, invalid or not implemented.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it remarks that torch is missing
     from transformers import CONFIG_MAPPING  # 1.5 s to import, and only wanted where a checkpoint is read
 
     if "model_type" not in raw:

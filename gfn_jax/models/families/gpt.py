@@ -64,6 +64,8 @@ def _read_gptj(settings: Settings) -> dict[str, Any]:
     # transformers' head has a bias either way; here a bias goes with an untied head only.
     if settings.take("tie_word_embeddings"):
         raise settings.refusal("tie_word_embeddings", True)
+    if "scale_attn_weights" in settings:  # old files say it; transformers' GPT-J always scales
+        settings.choose("scale_attn_weights", {True: True})
     return fields | {"rotary_dim": settings.take("rotary_dim") or fields["head_dim"]}
 
 
