@@ -44,11 +44,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--samples", type=int, default=128, help="completions a step")
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--exploring", type=float, default=0.25, help="share of rows drawn uniformly")
     parser.add_argument("--tempered", type=float, default=0.25, help="share of rows at temperature 0.5 to 2")
     parser.add_argument("--replayed", type=float, default=0.25, help="share of rows from the buffer")
-    parser.add_argument("--log-z-rate", type=float, default=100.0, help="learning rate of TB's log Z, relative")
+    parser.add_argument("--log-z-rate", type=float, default=30.0, help="learning rate of TB's log Z, relative")
     parser.add_argument("--huber", type=float, default=None, help="residual from which penalties are linear")
     return parser.parse_args()
 

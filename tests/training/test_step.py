@@ -30,7 +30,7 @@ def tables():
     return jnp.asarray(rng.standard_normal(len(all_sequences(ARITY, LONGEST))) * 2, jnp.float32)
 
 
-def build(queries=QUERIES, table=None, **changes):
+def build(known=QUERIES, table=None, **changes):
     """A step with everything in it, its constants and its first state."""
     settings = {
         "queries": 4,
@@ -51,14 +51,14 @@ def build(queries=QUERIES, table=None, **changes):
     reward = TableReward(tables() if table is None else table, ARITY)
     algorithm = GFlowNet(CONFIG, reward, objective, config, dropout=0.2)
     optimizer = make_optimizer(OptimizerConfig(0.05, total_steps=20))
-    rows = queries.example_id.shape[0]
+    rows = known.example_id.shape[0]
     trainable, buffer = algorithm.init(
         jax.random.key(0), LoraConfig(3, 6, ("q", "down", "head"), dropout=0.2), rows, LONGEST + 1
     )
     constants = Constants(
         params=random_params(CONFIG),
         prepared=reward.prepare(None),
-        queries=queries,
+        queries=known,
         query_log_weight=jnp.zeros(rows),
         constraint=make_constraint(23, STOP, LONGEST, token_ids=np.arange(ARITY)),
         environment=NoTool(),
