@@ -25,11 +25,11 @@ Path = tuple[str, ...]
 _HARMLESS = """
     _attn_implementation_autoset _name_or_path _sliding_window_pattern architectures attention_dropout
     attn_pdrop auto_map bos_token_id cache_implementation classifier_dropout dtype embd_pdrop
-    eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_decoder label2id
+    eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_llama_config label2id
     model_type n_ctx output_attentions output_hidden_states pad_token_id pretraining_tp
     reorder_and_upcast_attn resid_pdrop return_dict rotary sep_token_id summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
-    tokenizer_class torch_dtype transformers_version unk_token_id use_cache
+    tokenizer_class torch_dtype transformers.js_config transformers_version unk_token_id use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
 ACTIVATIONS = {

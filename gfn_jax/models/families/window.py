@@ -14,6 +14,7 @@ def read_window(settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: a type of layer that is not implemented, or a window without a width.
     """
+    settings.drop("sliding_window_pattern")  # transformers makes `layer_types` of it
     types, width = settings.take("layer_types"), settings.take("sliding_window")
     for kind in types:
         if kind not in (LOCAL, GLOBAL):
