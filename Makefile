@@ -1,15 +1,17 @@
 # Everything on a machine with Python >= 3.11:
 #   make arith   installs into .venv and runs the main job
 #   make test    installs, then lint, types, tests, and one short run from end to end
+#   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
 #   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
 PYTHON ?= python3
 # `make arith LOCK=requirements.txt` takes the newest versions that the ranges allow.
 LOCK ?= requirements-lock.txt
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TORCH := .venv/torch
 SMOKE := runs/smoke
 
-.PHONY: help arith test lint types unit smoke test-slow pretrain benchmark clean
+.PHONY: help arith test lint types unit smoke test-slow test-torch pretrain benchmark clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +39,13 @@ smoke: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+test-torch: $(TORCH)
+	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py
+
+$(TORCH): $(INSTALLED) requirements-torch.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt -c $(LOCK)
+	touch $(TORCH)
 
 pretrain: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py

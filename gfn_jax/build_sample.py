@@ -6,10 +6,14 @@ The policy is base and adapter; the reward is the base alone. For a completion Z
     log R = log p_LM(Z Y | context X),  with Y the answer, or the stop where there is none,
 
 both at temperature 1 whatever Z was drawn at; log q is under the constraint, and a tool's tokens are no actions of it.
+What the flags leave open (`bos`, `max_abs_value`) is as in the run that trained the adapter, else as the tokenizer
+has it.
 """
 
 import dataclasses
+import itertools
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -21,25 +25,31 @@ from jaxtyping import Array, Float
 
 from gfn_jax.environments import Calculator, NoTool
 from gfn_jax.interfaces import Environment
-from gfn_jax.models.adapters import load_adapter
+from gfn_jax.models.adapters import CONFIG, load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora, LoraConfig, init_lora
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.lora import Lora
+from gfn_jax.models.quantize import Kind
 from gfn_jax.models.tensor_files import read_json, resolve
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.policy.score import score
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.text.batching import pad_left, pad_right
-from gfn_jax.text.joining import decode_after, encode_answer, encode_prompt, joining_difference
+from gfn_jax.text.joining import Bos, decode_after, encode_answer, encode_prompt, joining_difference
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.text.tokens import allowed_ids, encode_after, stop_token
+from gfn_jax.training import mesh as meshes
 from gfn_jax.types import Params, Query, Rollout, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from gfn_jax.workdir import SavedRun
+
 CALCULATOR_STOP = "."
+LARGEST = 99  # operand and result of the calculator, where nobody says otherwise and the tokenizer can
 _log = logging.getLogger("gfn_jax")
 
 
@@ -57,12 +67,17 @@ class Settings:
     stop: str | None = None
     characters: str | None = None
     calculator: bool = False
-    max_abs_value: int = 99
+    max_abs_value: int | None = None
     answer: str | None = None
     context: str | None = None
     batch: int = 8
     seed: int = 0
     dtype: str = "float32"
+    bos: Bos = "auto"
+    quantize: Kind = "none"
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
 
     def __post_init__(self):
         if not self.prompts:
@@ -100,30 +115,76 @@ def sample(settings: Settings) -> Iterator[list[Sample]]:
     Raises:
         ValueError, OSError: what is wrong with the settings or the files, in one line.
     """
+    mesh = meshes.make_mesh(meshes.MeshConfig(settings.data, settings.fsdp, settings.tensor))
     folder = resolve(model_folder(settings.model))
     model_type, config = read_config(folder)
     tokenizer = load_tokenizer(folder)
-    constraint, environment = make_world(settings, tokenizer, config.vocab_size)
+    lora, run = None, None
+    if settings.adapter is not None:
+        lora, run = read_adapter(settings.adapter, config, model_type, settings.model)
+        lora = meshes.place(lora, meshes.shardings(lora, mesh))
+    if settings.bos == "auto" and run is not None:
+        # Tasks encode their prompts without a begin-of-text, and a policy knows only what it was trained on.
+        settings = dataclasses.replace(settings, bos="no")
+    constraint, environment = make_world(settings, tokenizer, config.vocab_size, run)
     query = make_query(settings, tokenizer, constraint.stop_id)
-    context = None if settings.context is None else to_context(tokenizer, settings.context)
+    context = None if settings.context is None else to_context(settings, tokenizer, settings.context)
     check_query(config, query, context, settings.max_length)
-    lora = None if settings.adapter is None else read_adapter(settings.adapter, config, model_type)
-    _, params = load_model(folder, jnp.dtype(settings.dtype))
+    params = load_base(settings, folder, config, mesh)
     draw = make_draw(config, PosteriorReward(config, context), params, lora, constraint, environment, settings)
-    return batches(settings, tokenizer, query, draw)
+    return batches(settings, tokenizer, query, draw, mesh)
+
+
+def load_base(settings: Settings, folder: pathlib.Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
+    """The base's weights on the mesh, quantised if asked for."""
+    dtype = jnp.dtype(settings.dtype)
+    abstract = jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
+    _, params = load_model(folder, dtype, meshes.shardings(abstract, mesh), settings.quantize)
+    return params
+
+
+def make_calculator(settings: Settings, tokenizer: "PreTrainedTokenizerFast", run: "SavedRun | None") -> Calculator:
+    """Reckons as far as asked for, or as in the run, or as suits the tokenizer, and says so if it was not asked for."""
+    bound, reason = settings.max_abs_value, None
+    if bound is None and run is not None and "max_abs_value" in run.task:
+        bound, reason = int(run.task["max_abs_value"]), f"as in {run.folder}"
+    elif bound is None:
+        bound = largest_number(tokenizer)
+        reason = "the default" if bound == LARGEST else "as the tokenizer writes larger ones in more tokens"
+    calculator = Calculator.from_tokenizer(tokenizer, max_abs_value=bound)
+    if reason is not None:
+        _log.info("calculator: operands and results up to %d, %s", bound, reason)
+    return calculator
+
+
+def largest_number(tokenizer: "PreTrainedTokenizerFast", most: int = LARGEST) -> int:
+    """The largest n <= `most` up to which numbers take as many tokens as others of as many digits, signs apart.
+
+    A vocabulary may have the numbers up to 60 as tokens: then 61, in pieces, is none that its model has seen.
+    """
+    expected: dict[tuple[str, int], int] = {}
+
+    def usual(number: int) -> bool:
+        for sign in ("", "-"):
+            length = len(encode_after(tokenizer, "1 - 2 =", f" {sign}{number}"))
+            if expected.setdefault((sign, len(str(number))), length) != length:
+                return False
+        return True
+
+    return sum(1 for _ in itertools.takewhile(usual, range(1, most + 1)))
 
 
 def make_world(
-    settings: Settings, tokenizer: "PreTrainedTokenizerFast", vocab_size: int
+    settings: Settings, tokenizer: "PreTrainedTokenizerFast", vocab_size: int, run: "SavedRun | None" = None
 ) -> tuple[Constraint, Environment]:
-    """What may be written, how long it may get, and the tool."""
+    """What may be written, how long it may get, and the tool, which is set up as in `run`, the adapter's."""
     stop = settings.stop or (CALCULATOR_STOP if settings.calculator else tokenizer.eos_token)
     if stop is None:
         raise ValueError("the tokenizer has no end-of-text token; name the stop, for instance --stop=.")
     environment: Environment = NoTool()
     calls, room = None, 0
     if settings.calculator:
-        environment = calculator = Calculator.from_tokenizer(tokenizer, max_abs_value=settings.max_abs_value)
+        environment = calculator = make_calculator(settings, tokenizer, run)
         known = np.asarray(calculator.triggers)[:vocab_size]
         calls, room = np.pad(known, (0, vocab_size - len(known))), calculator.max_result_tokens
     ids = None if settings.characters is None else allowed_ids(tokenizer, settings.characters, stop)
@@ -135,7 +196,7 @@ def make_world(
 def make_query(settings: Settings, tokenizer: "PreTrainedTokenizerFast", stop_id: int) -> Query:
     """All prompts, padded to one length, so that every batch has one shape."""
     pad_id = stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    prompts = [encode_prompt(tokenizer, text) for text in settings.prompts]
+    prompts = [encode_prompt(tokenizer, text, settings.bos) for text in settings.prompts]
     contexts = prompts
     if settings.context is not None:
         contexts = [encode_after(tokenizer, settings.context, text) for text in settings.prompts]
@@ -150,9 +211,9 @@ def make_query(settings: Settings, tokenizer: "PreTrainedTokenizerFast", stop_id
     )
 
 
-def to_context(tokenizer: "PreTrainedTokenizerFast", text: str) -> Tokens:
+def to_context(settings: Settings, tokenizer: "PreTrainedTokenizerFast", text: str) -> Tokens:
     """[1, D]: the reward's few-shot text."""
-    return pad_left([encode_prompt(tokenizer, text)], 0)
+    return pad_left([encode_prompt(tokenizer, text, settings.bos)], 0)
 
 
 def check_query(config: ModelConfig, query: Query, context: Tokens | None, max_length: int) -> None:
@@ -170,47 +231,33 @@ def check_query(config: ModelConfig, query: Query, context: Tokens | None, max_l
         )
 
 
-def read_adapter(name: str, config: ModelConfig, model_type: str) -> Lora:
-    """The adapter of a PEFT folder, or of the newest checkpoint in a run's workdir.
+def read_adapter(name: str, config: ModelConfig, model_type: str, base: str) -> "tuple[Lora, SavedRun | None]":
+    """The adapter of a PEFT folder, or of the newest checkpoint in a run's workdir, and the run if it is one.
+
+    Says so where the adapter names another base than `base`.
 
     Raises:
-        ValueError: neither of them, damaged, or made for another base.
+        ValueError: neither of them, damaged, or made for a base of another shape.
     """
     folder = resolve(name)
-    if (folder / "adapter_config.json").is_file():
-        return load_adapter(folder, config, model_type)[1]
-    if (folder / "checkpoints").is_dir():
-        return restore_adapter(folder, config)
-    raise ValueError(f"{folder} is no adapter: it has neither adapter_config.json (PEFT) nor checkpoints (a run)")
+    if (folder / CONFIG).is_file():
+        run, named = None, read_json(folder, CONFIG).get("base_model_name_or_path")
+        lora = load_adapter(folder, config, model_type)[1]
+    elif (folder / "checkpoints").is_dir():
+        from gfn_jax.workdir import read_run, restore_adapter  # with orbax, which is slow to import
+
+        run = read_run(folder)
+        named, lora = run.base, restore_adapter(run, run.choose("newest"), config)
+    else:
+        raise ValueError(f"{folder} is no adapter: it has neither {CONFIG} (PEFT) nor checkpoints (a run)")
+    if named and not same_base(named, base):
+        _log.warning("the adapter in %s was made for %s; --model is %s", folder, named, base)
+    return lora, run
 
 
-def restore_adapter(workdir: pathlib.Path, config: ModelConfig) -> Lora:
-    """The adapter alone out of a run's newest checkpoint; optimizer and buffer are not read.
-
-    Raises:
-        ValueError: the run trained none, saved none, or trained it on a base of another shape.
-    """
-    import orbax.checkpoint as ocp  # slow to import, and wanted for this only
-
-    run = read_json(workdir, "config.json")
-    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
-    if "lora" not in run or not steps:
-        raise ValueError(f"the run in {workdir} has saved no adapter")
-    lora = LoraConfig(**{**run["lora"], "targets": tuple(run["lora"]["targets"])})
-    abstract = jax.eval_shape(lambda: init_lora(jax.random.key(0), config, lora))
-    wanted = {"trainable": {"lora": {"layers": abstract.layers, "head": abstract.head}}}
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    path = workdir.absolute() / "checkpoints" / str(max(steps)) / "state"
-    arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
-    try:
-        saved = ocp.PyTreeCheckpointer().restore(path, args=arguments)["trainable"]["lora"]
-    except Exception as error:  # whatever a damaged file makes the libraries raise
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the checkpoint {path.parent} cannot be read: {reason}") from error
-    for leaf, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(saved), strict=True):
-        if leaf.shape != found.shape:
-            raise ValueError(f"the run in {workdir} has another base: {found.shape} where this one needs {leaf.shape}")
-    return jax.tree.map(jnp.asarray, Lora(layers=saved["layers"], head=saved["head"], scale=lora.scale))
+def same_base(one: str, other: str) -> bool:
+    """Whether two names mean one base: equal, or the same folder."""
+    return len({pathlib.Path(model_folder(name)).expanduser().resolve() for name in (one, other)}) == 1
 
 
 Draw = Callable[[Query, jax.Array], tuple[Rollout, Float[Array, " B"], Float[Array, " B"]]]
@@ -241,14 +288,19 @@ def make_draw(
 
 
 def batches(
-    settings: Settings, tokenizer: "PreTrainedTokenizerFast", query: Query, draw: Draw
+    settings: Settings, tokenizer: "PreTrainedTokenizerFast", query: Query, draw: Draw, mesh: jax.sharding.Mesh
 ) -> Iterator[list[Sample]]:
-    """Draws batch after batch; the last one is filled up with its last prompt and cut."""
+    """Draws batch after batch; the last one is filled up with its last prompt and cut.
+
+    So is every batch that would not divide over the devices that share its rows.
+    """
     count, root = len(settings.prompts), jax.random.key(settings.seed)
-    batch = min(settings.batch, count)
+    shares = math.prod(mesh.shape[axis] for axis in meshes.ROWS)
+    batch = -(-min(settings.batch, count) // shares) * shares
     for number, begin in enumerate(range(0, count, batch)):
         index = np.minimum(np.arange(begin, begin + batch), count - 1)
-        part = jax.tree.map(lambda x, index=index: x[index], query)
+        part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], query)
+        part = meshes.place(part, meshes.rows_sharding(mesh))
         drawn = jax.tree.map(np.asarray, draw(part, jax.random.fold_in(root, number)))
         kept = min(batch, count - begin) * settings.samples
         yield describe(settings, tokenizer, jax.tree.map(np.asarray, part), drawn, kept)

@@ -7,15 +7,20 @@ log q is the policy's log-probability of the whole completion, its stop included
 completion and answer (or stop) under the base alone. Both are in nats and at temperature 1, whatever --temperature.
 Every batch is printed as soon as it is drawn; notes and errors go to standard error.
 
+With the workdir of a run as adapter, prompts begin and the calculator reckons as in that run (see --bos,
+--max_abs_value). A large base goes onto several devices with --fsdp or --tensor, or into 8 or 4 bits with --quantize.
+
 What is wrong with the command or its files ends in one line `error: ...` and exit code 2.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -37,9 +42,22 @@ NUMBERS = {
     "samples": (1, "completions of every prompt"),
     "max_length": (32, "most tokens of a completion"),
     "min_length": (0, "fewest tokens of a completion"),
-    "max_abs_value": (99, "largest operand and result of the calculator"),
+    "max_abs_value": (
+        None,
+        "largest operand and result of the calculator; as in the adapter's run, else what the tokenizer has up to 99",
+    ),
     "batch": (8, "prompts at once"),
     "seed": (0, "of the randomness"),
+    "data": (-1, "devices that share the rows, each with all weights; -1 takes what the other two leave"),
+    "fsdp": (1, "devices that share the weights, and the rows"),
+    "tensor": (1, "devices that share every matrix product"),
+}
+CHOICES = {
+    "bos": (
+        ("auto", "yes", "no"),
+        "begin-of-text before prompts; auto: none with the adapter of a run, else as the tokenizer has it",
+    ),
+    "quantize": (("none", "int8", "nf4"), "bits of the base's weights"),
 }
 
 
@@ -62,10 +80,11 @@ def main(argv: list[str] | None = None) -> int:
         context = None if values.context is None else pathlib.Path(values.context).read_text()
         chosen: dict[str, Any] = {name: values[name].value for name in names}
         settings = Settings(prompts=prompts, context=context, **chosen)
-        drawn = sample(settings)
-        expected, code = RUNNING, FAILED
-        for batch in drawn:
-            write(batch, values.jsonl)
+        with notes():
+            drawn = sample(settings)
+            expected, code = RUNNING, FAILED
+            for batch in drawn:
+                write(batch, values.jsonl)
         return 0
     except BrokenPipeError:  # `| head` has seen enough; what is left unwritten must not be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,6 +110,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         flags.DEFINE_string(name, default, text, flag_values=values)
     for name, (number, text) in NUMBERS.items():
         flags.DEFINE_integer(name, number, text, flag_values=values)
+    for name, (options, text) in CHOICES.items():
+        flags.DEFINE_enum(name, options[0], options, text, flag_values=values)
     flags.DEFINE_multi_string("prompt", [], "a prompt; may be given several times", flag_values=values)
     flags.DEFINE_float("temperature", 1.0, "of the samples; 0 is greedy", flag_values=values)
     flags.DEFINE_bool("calculator", False, "let the calculator write what follows '='", flag_values=values)
@@ -102,6 +123,22 @@ def parse(argv: list[str]) -> flags.FlagValues:
     if not values.help and values.model is None:
         raise ValueError("no model; name a folder, a hub id, or --model=tiny-arithmetic")
     return values
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """The library's notes and warnings as plain lines on standard error."""
+    logger, handler = logging.getLogger("gfn_jax"), logging.StreamHandler(sys.stderr)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # else again, by whatever handler a library gave the root
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def read_prompts(given: list[str], file: str | None) -> tuple[str, ...]:

@@ -1,21 +1,28 @@
 """The sampling command: what it prints is what the policy and the base say, and what is wrong is one line."""
 
 import functools
+import io
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import random_lora, tiny
+from tokenizers.processors import TemplateProcessing
+from worlds import random_lora, random_params, tiny
 
 from gfn_jax import build_sample, sample
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import save_adapter
-from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.checkpoint import load_model, save_model
 from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.quantize import is_quantized
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
@@ -25,6 +32,7 @@ from gfn_jax.text.tokens import encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.training.checkpoint import Checkpointer
 from gfn_jax.types import Query
+from gfn_jax.workdir import SavedRun
 
 SHORT, LONG = "Question: 6 - 0 - 4 = ? Answer:", "Question: 7 + 1 - 4 - 8 = ? Answer:"
 ANSWER = ". The answer is 2."
@@ -110,26 +118,133 @@ def test_text_and_the_note_on_tokens(capsys, caplog):
         assert ("apart ' 1' '0', joined ' 10'" in caplog.text) is warned
 
 
-def test_adapters_of_a_run_and_of_peft(tmp_path):
-    config, lora = tiny(), random_lora(tiny())
-    names = (*lora.layers, "head")
-    settings = LoraConfig(rank=3, alpha=6, targets=names)
-    run = tmp_path / "run"
-    run.mkdir()
-    section = {"rank": 3, "alpha": 6, "targets": names, "dropout": 0.0, "rank_stabilized": False}
-    (run / "config.json").write_text(json.dumps({"lora": section}))
-    saver = Checkpointer(run, "digest")
+LORA = {"rank": 3, "alpha": 6, "targets": ("q", "o"), "dropout": 0.0, "rank_stabilized": False}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """`base`, whose tokenizer begins texts with <eos>, `plain`, whose has it and does not, `run` and `peft`."""
+    folder, tokenizer = tmp_path_factory.mktemp("folders"), build_tokenizer()
+    config = tiny(vocab_size=len(tokenizer), rotary_dim=8)
+    lora = random_lora(config, targets=LORA["targets"])
+    for name in ("plain", "base"):
+        save_model(folder / name, config, random_params(config), "llama")
+        tokenizer.bos_token = "<eos>"
+        tokenizer.save_pretrained(folder / name)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", None, [("<eos>", 1)])
+    save_adapter(folder / "peft", config, LoraConfig(**LORA), lora, "llama", str(folder / "base"))
+    saved = {"task": "arithmetic", "arithmetic": {"max_abs_value": 37}, "lora": LORA}
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(json.dumps(saved | {"model": {"path": str(folder / "base")}}))
+    saver = Checkpointer(folder / "run", "digest")
     for step, scale in ((9, 0.0), (10, 1.0)):
         scaled = jax.tree.map(lambda x, scale=scale: scale * x, lora)
         saver.save(step, {"trainable": {"lora": scaled, "log_z": None}, "replay": jnp.zeros(3)}, 0.0)
     saver.close()
-    save_adapter(tmp_path / "peft", config, settings, lora, "llama")
+    return folder
+
+
+def test_adapters_of_a_run_and_of_peft(folders, caplog):
+    config = tiny(vocab_size=len(build_tokenizer()), rotary_dim=8)
+    lora = random_lora(config, targets=LORA["targets"])
     for name in ("run", "peft"):
-        read = build_sample.read_adapter(str(tmp_path / name), config, "llama")
+        read, run = build_sample.read_adapter(str(folders / name), config, "llama", f"{folders}/peft/../base")
+        assert (run is None) == (name == "peft")
         assert read.scale == lora.scale
         jax.tree.map(np.testing.assert_array_equal, read, lora)
+        assert not caplog.messages
+        build_sample.read_adapter(str(folders / name), config, "llama", str(folders / "plain"))
+        (warning,) = caplog.messages
+        assert warning == f"the adapter in {folders / name} was made for {folders}/base; --model is {folders}/plain"
+        caplog.clear()
     with pytest.raises(ValueError, match="has another base"):
-        build_sample.read_adapter(str(run), tiny(width=24), "llama")
+        build_sample.read_adapter(str(folders / "run"), tiny(width=24), "llama", "")
+
+
+@pytest.fixture
+def built(monkeypatch, folders):
+    """What a command would draw with, without drawing: its base and its queries."""
+
+    def build(model: str, adapter: str | None = None, **settings):
+        adapter = None if adapter is None else str(folders / adapter)
+        return build_sample.sample(build_sample.Settings(str(folders / model), ("1",), adapter, **settings))
+
+    monkeypatch.setattr(build_sample, "make_draw", lambda config, reward, params, *rest: params)
+    monkeypatch.setattr(build_sample, "batches", lambda settings, tokenizer, query, draw, mesh: (draw, query))
+    return build
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "bos", "begins"),
+    [
+        ("base", None, "auto", True),
+        ("base", None, "no", False),
+        ("base", "peft", "auto", True),
+        ("base", "run", "auto", False),
+        ("base", "run", "yes", True),
+        ("plain", None, "auto", False),
+        ("plain", None, "yes", True),
+    ],
+)
+def test_how_a_prompt_begins(built, model, adapter, bos, begins):
+    _, query = built(model, adapter, bos=bos)
+    assert (query.prompt.ids[0, 0] == 1) == begins
+    assert query.prompt.ids.shape == (1, 1 + begins)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_the_base_is_quantised_if_asked_for(built, kind):
+    assert is_quantized(built("plain", quantize=kind)[0]) == (kind != "none")
+
+
+def test_how_far_the_calculator_reckons(shared, caplog):
+    caplog.set_level("INFO")
+    words, english = build_tokenizer(), load_tokenizer(shared / "models/stories260k")
+    run = SavedRun(pathlib.Path("runs/x"), {"task": "arithmetic", "arithmetic": {"max_abs_value": 37}}, (1,))
+    other = SavedRun(pathlib.Path("runs/x"), {"task": "infilling", "infilling": {}}, (1,))
+    cases = [(words, None, None, 60), (words, other, None, 60), (words, run, None, 37), (words, run, 50, 50)]
+    for tokenizer, adapter, asked, bound in [*cases, (english, None, None, 99)]:
+        caplog.clear()
+        settings = build_sample.Settings("", ("1",), calculator=True, stop="<unk>", max_abs_value=asked)
+        _, calculator = build_sample.make_world(settings, tokenizer, len(tokenizer), adapter)
+        assert calculator.max_abs_value == bound
+        assert len(caplog.messages) == (asked is None)
+        assert all(f"up to {bound}, " in message for message in caplog.messages)
+
+
+def test_a_batch_is_there_before_the_next_is_drawn(monkeypatch):
+    buffer = io.BytesIO()
+    one = build_sample.Sample("X:", " Z", -1.0, -2.0, 1, True)
+
+    def drawn(settings):
+        yield [one]
+        assert buffer.getvalue().count(b"X: Z") == 1
+        yield [one]
+
+    monkeypatch.setattr(build_sample, "sample", drawn)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer))
+    assert sample.main(["sample", "--model=m", "--prompt=X:"]) == 0
+    assert buffer.getvalue().count(b"X: Z") == 2
+
+
+@pytest.mark.slow
+def test_several_devices_draw_what_one_draws(capsys, folders):
+    """A quantised base over two virtual devices, which three prompts do not divide over."""
+    arguments = [f"--model={folders / 'plain'}", f"--adapter={folders / 'peft'}", "--quantize=int8", "--max_length=4"]
+    arguments += ["--prompt=1", "--prompt=1 + 2", "--prompt=3 =", "--samples=2", "--jsonl"]
+    flags = f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
+    done = subprocess.run(
+        [sys.executable, "-m", "gfn_jax.sample", *arguments, "--fsdp=2"],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sample.main(["sample", *arguments]) == 0
+    alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(alone) == 6
+    for one, other in zip(alone, map(json.loads, done.stdout.splitlines()), strict=True):
+        assert one == {**other, "log_q": pytest.approx(other["log_q"]), "log_r": pytest.approx(other["log_r"])}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +260,10 @@ def test_adapters_of_a_run_and_of_peft(tmp_path):
         (["--model=tiny-arithmetic", "--prompts=/absent/file"], "No such file or directory: '/absent/file'"),
         (["--model=tiny-arithmetic", "--prompt=1", "--stop=xyz"], "the stop text 'xyz' must be one token.*"),
         (["--model=tiny-arithmetic", "--sample=2"], "Unknown command line flag 'sample'.*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--bos=yes"], "the tokenizer has no begin-of-text token .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--bos=so"], "flag --bos=so: value should be one of .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--quantize=int4"], "flag --quantize=int4: value should be .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--fsdp=3"], "mesh data=-1 x fsdp=3 x tensor=1 does not fit .*"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys, tmp_path, arguments, line):

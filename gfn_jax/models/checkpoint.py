@@ -2,7 +2,8 @@
 
 A parameter is stacked over layers in memory and one tensor a layer in the file. Each distinct shard of a
 stacked parameter is assembled on the host from slices of the file, sent to its devices and forgotten, so the
-host never holds more than one device's shard of one stacked parameter.
+host never holds more than one device's shard of one stacked parameter. A kernel that is to be quantised is read
+and quantised a layer at a time, so that no more of the blocks than that is ever held as floats.
 """
 
 import functools
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families import Family, family_of, read_settings, write_settings
 from gfn_jax.models.families.family import Path, Source, abstract_params
+from gfn_jax.models.quantize import Kind, Quantized, check_kind, quantize_stack
 from gfn_jax.models.stacking import assemble, file_tensors, read_shard
 from gfn_jax.models.tensor_files import INDEX, SINGLE, TensorFiles, read_json, weight_files
 from gfn_jax.types import Params, PyTree
@@ -39,18 +41,23 @@ def read_config(folder: str | pathlib.Path) -> tuple[str, ModelConfig]:
 
 
 def load_model(
-    folder: str | pathlib.Path, dtype: DTypeLike = jnp.float32, shardings: PyTree | None = None
+    folder: str | pathlib.Path,
+    dtype: DTypeLike = jnp.float32,
+    shardings: PyTree | None = None,
+    quantize: Kind = "none",
 ) -> tuple[ModelConfig, Params]:
     """Reads a checkpoint onto devices.
 
     Args:
         folder: config.json and safetensors, in one file or in indexed shards.
         dtype: what every parameter becomes, whatever float the file holds.
-        shardings: a tree of `jax.sharding.Sharding` shaped like the parameters; None: the first device.
+        shardings: a tree of `jax.sharding.Sharding` shaped like the float parameters; None: the first device.
+        quantize: what becomes of the kernels of the blocks' projections while they are read, split as they were.
 
     Raises:
         ValueError: anything missing, damaged, of the wrong shape, unknown or not implemented.
     """
+    check_kind(quantize)
     folder = pathlib.Path(folder)
     model_type, config = read_config(folder)
     family = family_of(model_type)
@@ -62,15 +69,36 @@ def load_model(
     files = TensorFiles(weight_files(folder))
     sources = family.sources(config, present=set(files))
     _check_tensors(files, folder, family, config, sources)
-    params = {
-        path: place(
-            leaf.shape,
-            flat_shardings[path],
-            functools.partial(read_shard, files, sources[path], leaf.shape[-1], dtype=leaf.dtype),
-        )
-        for path, leaf in abstract.items()
-    }
+    params: dict[Path, Any] = {}
+    for path, leaf in abstract.items():
+        read = functools.partial(read_shard, files, sources[path], leaf.shape[-1], dtype=leaf.dtype)
+        if quantize != "none" and path[0] == "layers" and path[-1] == "kernel":
+            params[path] = _read_quantized(leaf.shape, flat_shardings[path], read, quantize)
+        else:
+            params[path] = place(leaf.shape, flat_shardings[path], read)
     return config, traverse_util.unflatten_dict(params)
+
+
+def _read_quantized(
+    shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[slice, ...]], np.ndarray], kind: Kind
+) -> Quantized:
+    """A stacked kernel, of which one layer at a time is floats; `sharding` leaves the axis of layers whole."""
+
+    def read_layer(layer: int, index: tuple[slice, ...]) -> np.ndarray:
+        return read((slice(layer, layer + 1), *index[1:]))
+
+    layers = []
+    for layer in range(shape[0]):
+        floats = place((1, *shape[1:]), sharding, functools.partial(read_layer, layer))
+        layers.append(jax.block_until_ready(quantize_stack(floats, kind)))
+        floats.delete()
+    return _concatenate(layers)
+
+
+@jax.jit
+def _concatenate(parts: list[Quantized]) -> Quantized:
+    """Layers of codes as one stack."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def _check_tensors(

@@ -123,8 +123,8 @@ def to_nf4(kernel: Float[Array, "I O"]) -> NormalFloat4:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _quantize_stack(kernel: Float[Array, "L I O"], kind: Kind) -> Quantized:
-    """Layer by layer, so that float32 copies of one layer are all that is held besides."""
+def quantize_stack(kernel: Float[Array, "L I O"], kind: Kind) -> Quantized:
+    """Quantises the kernels of some layers, split over devices as they are split."""
     return jax.lax.map({"int8": to_int8, "nf4": to_nf4}[kind], kernel)
 
 
@@ -134,14 +134,12 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"quantize {kind!r} is unknown; it is one of {', '.join(get_args(Kind))}")
 
 
-def quantize_params(params: Params, kind: Kind, consume: bool = False) -> Params:
+def quantize_params(params: Params, kind: Kind) -> Params:
     """The base with the kernels of its blocks' projections quantised; embeddings, norms, biases and head stay.
 
     Args:
         params: the float base.
         kind: `int8`, `nf4`, or `none`, which returns `params`.
-        consume: free each float kernel as soon as it is quantised, so that two copies of the base never lie in
-            memory; `params` is of no use afterwards.
 
     Raises:
         ValueError: an unknown kind, or a base that is quantised already.
@@ -154,11 +152,7 @@ def quantize_params(params: Params, kind: Kind, consume: bool = False) -> Params
     layers = dict(params["layers"])
     for name, weights in layers.items():
         if "kernel" in weights:
-            quantized = _quantize_stack(weights["kernel"], kind)
-            if consume:
-                jax.block_until_ready(quantized)
-                weights["kernel"].delete()
-            layers[name] = {**weights, "kernel": quantized}
+            layers[name] = {**weights, "kernel": quantize_stack(weights["kernel"], kind)}
     return {**params, "layers": layers}
 
 

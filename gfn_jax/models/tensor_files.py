@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,9 +45,12 @@ def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise ValueError(f"{folder} has no {name}")
     try:
-        return json.loads((folder / name).read_text())
+        content = json.loads((folder / name).read_text())
     except ValueError as error:
         raise ValueError(f"{folder / name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / name} is no JSON object")
+    return content
 
 
 class TensorFiles:
@@ -56,7 +60,7 @@ class TensorFiles:
     ever read in this process's memory, in the end the whole model.
 
     Raises:
-        ValueError: a file that is missing, truncated or damaged.
+        ValueError: a file that is missing, truncated or damaged, or a tensor that two files hold.
     """
 
     def __init__(self, paths: list[pathlib.Path]):
@@ -71,6 +75,8 @@ class TensorFiles:
                     views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             except SafetensorError as error:
                 raise ValueError(f"{path} is truncated or damaged: {error}") from error
+            for name in views.keys() & self._paths.keys():
+                raise ValueError(f"tensor {name} is both in {self._paths[name]} and in {path.name}")
             self._paths |= dict.fromkeys(views, path)
             self._kinds |= {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
@@ -108,12 +114,18 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a checkpoint: one, or the shards that its index names.
 
     Raises:
-        ValueError: there are none; pickle files are refused.
+        ValueError: there are none, or the index names one elsewhere; pickle files are refused.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder, INDEX)["weight_map"].values()))
+        index = read_json(folder, INDEX)
+        if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
+            raise ValueError(f"{folder / INDEX} has no weight_map")
+        names = sorted(set(map(str, index["weight_map"].values())))
+        for name in names:
+            if not re.fullmatch(r"[^/\\]+\.safetensors", name):
+                raise ValueError(f"{folder / INDEX} names {name!r}, which is no safetensors file in that folder")
         return [folder / name for name in names]
     pickles = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{end}"))
     if pickles:

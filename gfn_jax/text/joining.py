@@ -6,7 +6,7 @@ the tokenizer would not choose. The model reads the tokens, a person the text; `
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gfn_jax.text.tokens import encode_after
 
@@ -14,22 +14,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def leading_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The special tokens (a begin-of-text) that the tokenizer itself puts before a text."""
+# Whether a text begins with a begin-of-text token: as the tokenizer itself has it, always, or never.
+Bos = Literal["auto", "yes", "no"]
+
+
+def leading_ids(tokenizer: "PreTrainedTokenizerFast", bos: Bos = "auto") -> list[int]:
+    """The special tokens (a begin-of-text) before a text: the tokenizer's own, or what `bos` makes of them.
+
+    Raises:
+        ValueError: a begin-of-text is asked for and the tokenizer has none.
+    """
+    if bos == "no":
+        return []
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     starts = (n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-    return whole[: next(starts, 0)]
+    own = whole[: next(starts, 0)]
+    if own or bos == "auto":
+        return own
+    if tokenizer.bos_token_id is None:
+        raise ValueError("the tokenizer has no begin-of-text token to put before a text")
+    return [tokenizer.bos_token_id]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerFast", text: str, bos: Bos = "auto") -> list[int]:
     """The ids of a text at the very beginning of what the model sees, leading special tokens included.
 
     A text without tokens is the begin-of-text (or end-of-text) token, after which the model starts afresh.
 
     Raises:
-        ValueError: the text is empty and the tokenizer has no such token.
+        ValueError: the text is empty, or `bos` is yes, and the tokenizer has no such token.
     """
-    ids = leading_ids(tokenizer) + encode_after(tokenizer, "", text)
+    ids = leading_ids(tokenizer, bos) + encode_after(tokenizer, "", text)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not ids and start is None:
         raise ValueError("a prompt is empty, and the tokenizer has no token to begin a text with")

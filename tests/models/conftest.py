@@ -151,9 +151,9 @@ class Ours:
     mask = MASK
 
     @staticmethod
-    def logits(config, params, lora, mask=ALL):
+    def logits(config, params, lora, mask=ALL, ids=IDS):
         """All at once."""
-        return np.asarray(prefilled(config, params, lora, jnp.asarray(IDS), jnp.asarray(mask))[0])
+        return np.asarray(prefilled(config, params, lora, jnp.asarray(ids), jnp.asarray(mask))[0])
 
     @staticmethod
     def step_logits(config, params, lora, mask=MASK, start=7):

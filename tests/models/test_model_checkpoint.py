@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gfn_jax.models import checkpoint
 from gfn_jax.models.checkpoint import load_model, read_config, save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
+from gfn_jax.models.quantize import quantize_params, quantize_stack
 from gfn_jax.models.tensor_files import resolve
+from gfn_jax.text.loading import load_tokenizer
 
 LLAMA = ModelConfig(
     vocab_size=13,
@@ -82,6 +85,26 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, model_type, dtype, shard_
 def test_floats_become_the_dtype_asked_for(folder):
     _, params = load_model(folder, jnp.bfloat16)
     assert_same(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params(LLAMA)))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_kernel_is_quantised_a_layer_at_a_time(folder, kind, monkeypatch):
+    def floats():
+        return [x for x in jax.live_arrays() if x.dtype == jnp.float32 and x.ndim == 3 and x.shape[1] > 1]
+
+    expected = quantize_params(load_model(folder)[1], kind)
+    held, others = [], len(floats())
+
+    def quantize(kernel, kind):
+        held.append((kernel.shape[0], len(floats()) - others))
+        return quantize_stack(kernel, kind)
+
+    monkeypatch.setattr(checkpoint, "quantize_stack", quantize)
+    _, loaded = load_model(folder, quantize=kind)
+    assert held == [(1, 1)] * LLAMA.num_layers * len(LLAMA.projections)
+    assert_same(loaded, expected)
+    with pytest.raises(ValueError, match="int3"):
+        load_model(folder, quantize="int3")
 
 
 def test_extra_settings_are_written(tmp_path):
@@ -169,6 +192,42 @@ def test_a_missing_shard_is_named(tmp_path):
     one_line(error)
 
 
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    save_model(tmp_path, LLAMA, random_params(LLAMA), "llama", shard_bytes=600)
+    one, other = sorted(tmp_path.glob("*.safetensors"))[:2]
+    save_file(load_file(one) | load_file(other), other)
+    with pytest.raises(ValueError, match=rf"both in .*{one.name} and in {other.name}") as error:
+        load_model(tmp_path)
+    one_line(error)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    with pytest.raises(FileNotFoundError, match=rf"{folder} holds no tokenizer") as error:
+        load_tokenizer(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "more/model.safetensors", "model.bin"])
+def test_an_index_that_names_a_file_elsewhere_is_refused(folder, name):
+    inside = folder / "inside"  # beside a file that it must not read
+    inside.mkdir()
+    (inside / "config.json").write_text((folder / "config.json").read_text())
+    index = {"weight_map": {"model.norm.weight": name}}
+    (inside / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"index\.json names '{name}', which is no safetensors file in") as error:
+        load_model(inside)
+    one_line(error)
+
+
+@pytest.mark.parametrize(("index", "message"), [("{}", "no weight_map"), ("[]", "no JSON object"), ("", "not JSON")])
+def test_a_malformed_index_is_named(folder, index, message):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=rf"index\.json .*{message}") as error:
+        load_model(folder)
+    one_line(error)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.9])
 def test_a_truncated_file_is_named(folder, kept):
     file = folder / "model.safetensors"
@@ -251,23 +310,26 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
     one_line(error)
 
 
-def run_on_eight_devices(*arguments):
+def run_on_eight_devices(*command):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    script = pathlib.Path(__file__).with_name("load_on_eight_devices.py")
     done = subprocess.run(
-        [sys.executable, script, *arguments], env=os.environ | flags, capture_output=True, text=True, timeout=300
+        [sys.executable, *command], env=os.environ | flags, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def test_shards_on_eight_devices_are_the_whole(tmp_path):
-    assert run_on_eight_devices("compare", tmp_path) == {"equal": True}
+    script = pathlib.Path(__file__).with_name("load_on_eight_devices.py")
+    found = json.loads(run_on_eight_devices(script, tmp_path))
+    assert found == {"equal": True, "int8": True, "nf4": True, "split": True}
 
 
 @pytest.mark.slow
 def test_a_gigabyte_loads_in_little_extra_memory(tmp_path):
-    measured = run_on_eight_devices("measure", tmp_path)
-    print(measured)
-    assert measured["parameters_mb"] > 1000
-    assert measured["extra_mb"] < 300
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "loading.py"
+    print(run_on_eight_devices(script, "--out", tmp_path))  # it fails where floats take 300 MB beyond themselves
+    measured = json.loads((tmp_path / "loading.json").read_text())
+    assert measured["checkpoint_mb"] > 1000
+    assert measured["files"] == 8
+    assert all(0 < run["extra_mb"] < 300 for run in measured["runs"])

@@ -177,15 +177,6 @@ def test_a_step_on_a_quantised_base():
     assert replay.statistics(after.replay)["coverage"] > 0
 
 
-def test_consuming_frees_the_floats():
-    params = random_params(CONFIG)
-    kernel = params["layers"]["q"]["kernel"]
-    quantized = quantize_params(params, "int8", consume=True)
-    assert kernel.is_deleted()
-    assert not params["embed"]["tokens"].is_deleted()
-    assert quantized["layers"]["q"]["kernel"].codes.dtype == jnp.int8
-
-
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(ValueError, match="quantize 'int4' is unknown; it is one of none, int8, nf4"):
         quantize_params(PARAMS, "int4")
