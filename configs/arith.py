@@ -15,6 +15,8 @@ What a preset takes, on any mesh, before anything is downloaded: add --dry_run.
 
 import ml_collections
 
+from gfn_jax.defaults import gflownet_config
+
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
 
@@ -34,25 +36,15 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.task = "arithmetic"
-    config.seed = 0
+    config = gflownet_config("arithmetic")
     config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
     config.log_every = 5
     config.save_every = 20
-    config.tensorboard = False
-    config.model = {"path": "tiny-arithmetic", "dtype": "float32", "remat": False, "quantize": "none"}
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
-    config.lora = {
-        "rank": 32,
-        "alpha": 32.0,
-        "targets": ("q", "k", "v", "o", "gate", "up", "down", "head"),
-        "dropout": 0.0,
-        "rank_stabilized": False,
-    }
+    config.model.path = "tiny-arithmetic"
     config.arithmetic = {
         "data_dir": ml_collections.config_dict.placeholder(str),
         "seed_demonstrations": 47,
+        "seed_share": 0.7,
         "reward_shots": 3,
         "min_length": 5,
         "max_length": 20,
@@ -60,43 +52,17 @@ def tiny() -> ml_collections.ConfigDict:
         "max_abs_value": 60,
         "stop_after_number": True,
     }
-    config.seed_share = 0.7
-    config.gflownet = {
-        "queries": 16,
-        "samples": 8,
-        "replay_samples": 4,
-        "micro_batches": 1,
-        "tempered": 0.667,
-        "temperature_low": 0.5,
-        "temperature_high": 1.3,
-        "exploring": 0.0,
-        "uniform_mix": 0.0,
-        "buffer_capacity": 50,
-        "buffer_tolerance": 0.25,
-        "replay_mode": "reward",
-        "discovery_steps": 0,
-        "reward_temperature_start": 1.1,
-        "reward_temperature_end": 0.9,
-        "reward_temperature_steps": 45,
-        "log_z_rate": 100.0,
-    }
-    config.objective = {
-        "terms": {"subtb": 1.0, "vargrad": 0.5},
-        "normalization": "released_mean",
-        "subtb_lambda": 1.0,
-        "huber": 4.0,
-    }
-    config.optimizer = {
-        "learning_rate": 1.5e-3,
-        "warmup_steps": 10,
-        "decay": "cosine",
-        "final_fraction": 0.0,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-    }
+    config.gflownet.update(
+        {
+            "temperature_high": 1.3,
+            "reward_temperature_start": 1.1,
+            "reward_temperature_end": 0.9,
+            "reward_temperature_steps": 45,
+        }
+    )
+    config.objective.terms.vargrad = 0.5
+    config.objective.huber = 4.0
+    config.optimizer.learning_rate = 1.5e-3
     config.evaluation = {
         "every": 20,
         "questions": 100,
@@ -120,7 +86,7 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
     # The paper's 20 tokens are Z without the tool's results; ours counts them, and the longest demonstration has
     # 22 in GPT-2's and NeoX's vocabularies. Five operands take one call more.
     config.arithmetic.update({"max_length": 24, "eval_max_length": 36, "max_abs_value": 99})
-    config.seed_share = 0.045  # all questions alike: 47 of 1,047 are demonstrations
+    config.arithmetic.seed_share = 0.045  # all questions alike: 47 of 1,047 are demonstrations
     config.gflownet.update(
         {
             # "Batch size 16, accumulation 32" is 16 samples of one question, 32 times a step: 32 questions of 16
@@ -136,7 +102,8 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
             "reward_temperature_steps": 150,
         }
     )
-    config.objective.update({"terms": {"subtb": 1.0, "vargrad": 0.0}, "huber": None})
+    config.objective.terms.vargrad = 0.0
+    config.objective.huber = None
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})
     config.evaluation.update({"every": 100, "samples": 10, "temperature": 0.1})
     return config

@@ -1,19 +1,36 @@
-"""The tiny base model that the project ships, trained from nothing on a synthetic corpus.
+"""The tiny base models that the project ships, trained from nothing on synthetic corpora.
 
-    python -m gfn_jax.launch --config=configs/pretrain.py
+    python -m gfn_jax.launch --config=configs/pretrain.py            # :arithmetic
 
-It reads documents of worked examples in one style each (tasks/arithmetic_corpus.py): first mostly correct chains, then
-mostly the expression said again. So it is left as imperfect as the paper's base: it knows chains, and goes on in the
-style it is shown, but left alone it takes the shortcut. The corpus holds no question of the task. The model is written
-to WORKDIR/model as an ordinary Hugging Face folder.
+Presets, one a corpus:
+
+    :arithmetic  worked examples in one style a document (tasks/arithmetic_corpus.py): first mostly correct chains,
+                 then mostly the expression said again. So the base is left as imperfect as the paper's: it knows
+                 chains, and goes on in the style it is shown, but left alone it takes the shortcut. The corpus holds
+                 no question of the task
+    :numbers     random numbers (tasks/numbers_corpus.py)
+    :stories     five-sentence stories (tasks/stories_corpus.py)
+    :reviews     reviews with reasons and labels (tasks/reviews_corpus.py)
+
+The model is written to WORKDIR/model as an ordinary Hugging Face folder. A phase's values are `steps` and fields of its
+corpus's dataclass; its seed follows from `seed` and the phase's number.
 """
 
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(preset: str = "arithmetic") -> ml_collections.ConfigDict:
+    presets = {"arithmetic": arithmetic, "numbers": numbers, "stories": stories, "reviews": reviews}
+    if preset not in presets:
+        raise ValueError(f"preset {preset!r} is unknown; configs/pretrain.py has {', '.join(presets)}")
+    return presets[preset]()
+
+
+def base(corpus: str) -> ml_collections.ConfigDict:
+    """What the presets have in common; each adds its `phases`."""
     config = ml_collections.ConfigDict()
     config.task = "pretrain"
+    config.corpus = corpus  # one of tasks/corpora.py
     config.seed = 0
     config.log_every = 50
     config.save_every = 500
@@ -29,30 +46,6 @@ def get_config() -> ml_collections.ConfigDict:
         "max_positions": 512,
     }
     config.seq_length = 192
-    config.operands = {"3": 0.2, "4": 0.3, "5": 0.3, "6": 0.2}  # of a question; share of the examples
-    # One phase after the other, in the order of their names: steps, documents, and weights of their styles.
-    config.phases = {
-        "1_knowledge": {
-            "steps": 1600,
-            "documents": 26_000,
-            "chain": 6.0,
-            "corrupted": 0.4,
-            "shuffled": 0.0,
-            "adjacent": 0.8,
-            "repeat": 2.4,
-            "direct": 0.4,
-        },
-        "2_shortcuts": {
-            "steps": 400,
-            "documents": 7_000,
-            "chain": 1.5,
-            "corrupted": 0.3,
-            "shuffled": 0.0,
-            "adjacent": 0.5,
-            "repeat": 7.4,
-            "direct": 0.3,
-        },
-    }
     config.optimizer = {
         "learning_rate": 3e-3,
         "warmup_steps": 50,
@@ -64,4 +57,62 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.01,
         "clip_norm": 1.0,
     }
+    return config
+
+
+def arithmetic() -> ml_collections.ConfigDict:
+    config = base("arithmetic")
+    operands = ((3, 0.2), (4, 0.3), (5, 0.3), (6, 0.2))  # of a question; share of the examples
+    # One phase after the other, in the order of their names: steps, documents, and weights of their styles.
+    config.phases = {
+        "first_knowledge": {
+            "steps": 1600,
+            "documents": 26_000,
+            "operands": operands,
+            "chain": 6.0,
+            "corrupted": 0.4,
+            "shuffled": 0.0,
+            "adjacent": 0.8,
+            "repeat": 2.4,
+            "direct": 0.4,
+        },
+        "second_shortcuts": {
+            "steps": 400,
+            "documents": 7_000,
+            "operands": operands,
+            "chain": 1.5,
+            "corrupted": 0.3,
+            "shuffled": 0.0,
+            "adjacent": 0.5,
+            "repeat": 7.4,
+            "direct": 0.3,
+        },
+    }
+    return config
+
+
+def numbers() -> ml_collections.ConfigDict:
+    config = base("numbers")
+    config.batch = 32
+    config.model.update({"width": 64, "num_layers": 2, "head_dim": 16, "mlp_width": 168, "max_positions": 128})
+    config.seq_length = 112
+    config.optimizer.update({"learning_rate": 5e-3, "warmup_steps": 30})
+    config.phases = {"first": {"steps": 700, "documents": 20_000, "valid": 0.48, "skew": 1.85}}
+    return config
+
+
+def stories() -> ml_collections.ConfigDict:
+    config = base("stories")
+    config.batch = 32
+    config.model.update({"width": 96, "head_dim": 24, "mlp_width": 256, "max_positions": 128})
+    config.seq_length = 42  # the longest story has 40 tokens
+    config.phases = {"first": {"steps": 1800, "documents": 60_000}}
+    return config
+
+
+def reviews() -> ml_collections.ConfigDict:
+    config = base("reviews")
+    config.model.update({"width": 96, "num_layers": 3, "head_dim": 24, "mlp_width": 256})
+    config.seq_length = 128
+    config.phases = {"first": {"steps": 900, "documents": 14_400}}
     return config

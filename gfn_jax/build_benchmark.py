@@ -10,7 +10,6 @@ import ml_collections
 import optax
 
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
-from gfn_jax.build import section
 from gfn_jax.environments import Calculator, NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
@@ -20,6 +19,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
+from gfn_jax.sections import section
 from gfn_jax.tasks.arithmetic import CHARACTERS, STOP
 from gfn_jax.text.tokens import allowed_ids, encode_after
 from gfn_jax.text.wordlevel import build_tokenizer

@@ -25,7 +25,8 @@ import ml_collections
 from jax.extend.core import Literal
 
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet
-from gfn_jax.build import arithmetic_parts, initial, section
+from gfn_jax.build_gflownet import gflownet_parts, initial
+from gfn_jax.build_tasks import entry_of
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
@@ -34,13 +35,13 @@ from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.models.quantize import check_kind, quantize_params
 from gfn_jax.models.tensor_files import read_json
+from gfn_jax.sections import section
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
 from gfn_jax.training.step import TrainState
 from gfn_jax.types import PyTree
 
-STAND_IN = "tiny-arithmetic"  # whose tokenizer counts tokens where the model's own is not at hand
 REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
 
 
@@ -50,7 +51,7 @@ class Estimate:
 
     Attributes:
         path: the model's name.
-        own_tokenizer: whether lengths were counted with the model's own tokenizer.
+        stand_in: whose tokenizer lengths were counted with, where the model's own is not here; else None.
         mesh: devices an axis.
         parameters: of the base.
         adapter_parameters: of the adapter.
@@ -61,7 +62,7 @@ class Estimate:
     """
 
     path: str
-    own_tokenizer: bool
+    stand_in: str | None
     mesh: Mapping[str, int]
     parameters: int
     adapter_parameters: int
@@ -83,7 +84,9 @@ def dry_run(config: ml_collections.ConfigDict) -> str:
 def report(plan: Estimate) -> str:
     """The estimate as a table."""
     shape, devices = plan.shape, math.prod(plan.mesh.values())
-    tokenizer = "" if plan.own_tokenizer else f" (counted with the tokenizer of {STAND_IN}; the model's is not here)"
+    tokenizer = ""
+    if plan.stand_in is not None:
+        tokenizer = f" (counted with the tokenizer of {plan.stand_in}; the model's is not here)"
     lines = [
         f"{plan.path}: {plan.parameters:,} parameters; "
         f"adapter {plan.adapter_parameters:,} ({readable(plan.adapter_bytes)})",
@@ -112,29 +115,28 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
-    if config.task != "arithmetic":
-        raise ValueError(f"--dry_run knows the task 'arithmetic', not {config.task!r}")
+    entry = entry_of(config.task)
     check_kind(config.model.quantize)
     model, tokenizer = describe_model(config.model.path)
     dtype = jnp.dtype(config.model.dtype)
     mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config.mesh))
-    shipped = tokenizer or load_tokenizer(model_folder(STAND_IN))
-    task, lora, algorithm, optimizer = arithmetic_parts(config, model, shipped, mesh)
+    shipped = tokenizer or load_tokenizer(model_folder(entry.stand_in))
+    parts = gflownet_parts(config, model, shipped, mesh)
     floats = jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))
     params = jax.eval_shape(functools.partial(quantize_params, kind=config.model.quantize), floats)
-    _ = task.environment  # its tables are read while the rest is traced: they must be there before
-    start = functools.partial(initial, config, algorithm, lora, task, optimizer=optimizer)
-    constants, state = jax.eval_shape(lambda params: start(params=params), params)
+    _ = parts.task.environment  # its tables are read while the rest is traced: they must be there before
+    constants, state = jax.eval_shape(functools.partial(initial, config, parts), params)
+    algorithm = parts.algorithm
     shape = step_shape(algorithm, constants)
     return Estimate(
         path=config.model.path,
-        own_tokenizer=tokenizer is not None,
+        stand_in=entry.stand_in if tokenizer is None else None,
         mesh=dict(mesh.shape),
         parameters=count(floats),
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=flops(algorithm, lora, shape),
+        flops=flops(algorithm, parts.lora, shape),
         shape=shape,
     )
 

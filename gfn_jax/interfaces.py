@@ -38,15 +38,6 @@ class Reward(Protocol):
         """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
 
 
-class Task(Protocol):
-    """One problem family: its queries, how its completions are written, and how they are graded."""
-
-    name: str
-
-    def grade(self, split: str, example: int, completion: str) -> bool:
-        """Whether this completion, decoded, solves the example. Serves filters, voting and reports."""
-
-
 class Algorithm(Protocol):
     """init, collect (no gradient), loss (pure)."""
 

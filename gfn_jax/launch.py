@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             join_cluster(os.environ)
         from gfn_jax.build import build  # jax and all: too slow to wait for when a flag is misspelt
 
-        run = build(values.config, workdir)
+        run = build(values.config, workdir, shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]]))
         expected, code = RUNNING, FAILED
         from gfn_jax.training.loop import train
 

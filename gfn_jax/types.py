@@ -75,6 +75,15 @@ class PolicyScores:
 
 
 @struct.dataclass
+class Seeds:
+    """Completions somebody else wrote, for the replay buffer to start with: S of them, S may be 0."""
+
+    example_id: Int[Array, " S"]
+    completion: Int[Array, "S T"]  # tool tokens included, filled up with the stop
+    length: Int[Array, " S"]  # tokens of Z
+
+
+@struct.dataclass
 class Weighted:
     """A sum and its weight: means are taken only after both have been added up (devices, micro-batches)."""
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from gfn_jax import dry_run, launch
-from gfn_jax.build import arithmetic_parts, initial, place, section
+from gfn_jax.build_gflownet import gflownet_parts, initial, place
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.decoder import empty_cache
 from gfn_jax.models.quantize import quantize_params
+from gfn_jax.sections import section
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 
@@ -41,8 +42,8 @@ def test_bytes_are_those_of_the_arrays_themselves(kind):
     model, params = load_model(folder)
     params = quantize_params(params, kind)
     mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh), jax.devices()[:1])
-    task, lora, algorithm, optimizer = arithmetic_parts(config, model, load_tokenizer(folder), mesh)
-    constants, state = initial(config, algorithm, lora, task, params, optimizer)
+    parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
+    constants, state = initial(config, parts, params)
     assert place(constants.params, mesh)["layers"].keys() == params["layers"].keys()
     assert plan.memory["base"] == real(params)
     assert plan.memory["adapter"] == plan.adapter_bytes == real(state.trainable)
@@ -50,7 +51,7 @@ def test_bytes_are_those_of_the_arrays_themselves(kind):
     assert plan.memory["buffer"] == real(state.replay)
     questions = empty_cache(model, 16, constants.queries.context.ids.shape[1])
     assert plan.memory["reward cache"] == real(constants.prepared) + real(questions)
-    assert plan.own_tokenizer
+    assert plan.stand_in is None
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
@@ -97,13 +98,15 @@ def test_remat_keeps_less():
     config = config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6")
     model, tokenizer = dry_run.describe_model(config.model.path)
     mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config.mesh))
-    task, lora, algorithm, optimizer = arithmetic_parts(config, model, tokenizer, mesh)
+    parts = gflownet_parts(config, model, tokenizer, mesh)
+    algorithm = parts.algorithm
     params = load_model(model_folder("tiny-arithmetic"))[1]
-    constants, state = initial(config, algorithm, lora, task, params, optimizer)
+    constants, state = initial(config, parts, params)
     without = dry_run.kept_for_backward(algorithm, constants, state)
     remat = dry_run.kept_for_backward(dataclasses.replace(algorithm, remat=True), constants, state)
     inputs = model.num_layers * (2 * 13 + 12 * 20) * model.width * 4
     assert inputs < remat < without / 3
+    assert remat < real(params)  # what was given does not count: the base alone is more
     assert without > jnp.dtype(jnp.float32).itemsize * model.num_layers * 12 * 20 * model.mlp_width
 
 

@@ -118,7 +118,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class GFlowNet:
-    """The algorithm: `init`, `select`, `collect` (no gradient), `loss` (pure)."""
+    """The algorithm: `init`, `select`, `collect` (`sample`, `store`; no gradient), `loss` (pure)."""
 
     model: ModelConfig
     reward: Reward
@@ -152,19 +152,11 @@ class GFlowNet:
         exploring = ~tempered & (source < self.config.tempered + self.config.exploring)
         return jnp.where(tempered, temperature, 1.0), jnp.where(exploring, self.config.uniform_mix, 0.0)
 
-    def collect(
-        self,
-        constants: Constants,
-        trainable: Trainable,
-        buffer: replay.ReplayBuffer,
-        query: Query,
-        keys: dict[int, jax.Array],
-        reward_temperature: Float[Array, ""],
-    ) -> tuple[Batch, replay.ReplayBuffer, dict[str, Weighted]]:
-        """Samples fresh rows, scores their prefixes, stores them, and adds rows from the buffer."""
-        config = self.config
-        queries = query.example_id.shape[0]
-        temperature, mix = self.behavior(keys[BEHAVIOR], queries * config.fresh_samples)
+    def sample(
+        self, constants: Constants, trainable: Trainable, query: Query, keys: dict[int, jax.Array]
+    ) -> Trajectory:
+        """Samples fresh rows of every query and scores their prefixes."""
+        temperature, mix = self.behavior(keys[BEHAVIOR], query.example_id.shape[0] * self.config.fresh_samples)
         sampled = rollout(
             self.model,
             constants.params,
@@ -177,18 +169,25 @@ class GFlowNet:
             mix,
         )
         log_reward = self.reward.log_reward(constants.params, constants.prepared, query, sampled)
-        fresh = Trajectory(rollout=sampled, log_reward=log_reward)
+        return Trajectory(rollout=sampled, log_reward=log_reward)
+
+    def store(
+        self,
+        buffer: replay.ReplayBuffer,
+        query: Query,
+        fresh: Trajectory,
+        key: jax.Array,
+        reward_temperature: Float[Array, ""],
+    ) -> tuple[Batch, replay.ReplayBuffer, dict[str, Weighted]]:
+        """Puts fresh rows into the buffer, and adds rows from there to the batch."""
+        config = self.config
+        queries = query.example_id.shape[0]
         buffer = replay.add(buffer, query.example_id, fresh, config.buffer_tolerance)
         metrics = describe(fresh)
         row_mask = jnp.ones((queries * config.fresh_samples,), bool)
         if config.replay_samples:
             replayed, found = replay.sample(
-                buffer,
-                keys[REPLAY],
-                query.example_id,
-                config.replay_samples,
-                config.replay_mode,
-                reward_temperature,
+                buffer, key, query.example_id, config.replay_samples, config.replay_mode, reward_temperature
             )
             metrics["replay_log_reward"] = describe(replayed)["log_reward"]
             fresh, row_mask = jax.tree.map(
@@ -199,6 +198,19 @@ class GFlowNet:
                 (replayed, found),
             )
         return Batch(query=query, trajectory=fresh, row_mask=row_mask), buffer, metrics
+
+    def collect(
+        self,
+        constants: Constants,
+        trainable: Trainable,
+        buffer: replay.ReplayBuffer,
+        query: Query,
+        keys: dict[int, jax.Array],
+        reward_temperature: Float[Array, ""],
+    ) -> tuple[Batch, replay.ReplayBuffer, dict[str, Weighted]]:
+        """`sample`, then `store`."""
+        fresh = self.sample(constants, trainable, query, keys)
+        return self.store(buffer, query, fresh, keys[REPLAY], reward_temperature)
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The objective's normalisers on these rows; they add up over micro-batches."""

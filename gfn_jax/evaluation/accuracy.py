@@ -6,8 +6,10 @@ Averaging the answer over rationales sampled from q(Z | X) is what a posterior i
 
 import dataclasses
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Protocol
+
+from gfn_jax.evaluation.predictive import summarize_votes
 
 
 class Graded(Protocol):
@@ -32,6 +34,7 @@ class Accuracy:
         chains: samples in which every step is right.
         unreadable: samples without an answer.
         agreement: the majority's share of a question's samples, averaged.
+        uncertainty: entropies of the votes, in nats (`predictive.summarize_votes`).
     """
 
     voted: float
@@ -39,12 +42,14 @@ class Accuracy:
     chains: float
     unreadable: float
     agreement: float
+    uncertainty: Mapping[str, float]
 
 
 def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -> Accuracy:
     """Grades [M][N] completions of a split's first M questions; an unreadable answer is wrong."""
-    voted = single = chains = unreadable = 0
+    single = chains = unreadable = 0
     agreement = 0.0
+    answered, correct = [], []
     for example, rows in enumerate(samples):
         texts = [task.decode(row) for row in rows]
         answers = [task.answer(text) for text in texts]
@@ -53,15 +58,18 @@ def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -
         chains += sum(task.is_right_chain(split, example, text) for text in texts)
         unreadable += sum(answer is None for answer in answers)
         votes = Counter(answer for answer in answers if answer is not None)
+        answered.append(answers)
+        correct.append(False)
         if votes:
             winner, count = votes.most_common(1)[0]  # the first seen among equals
-            voted += right[answers.index(winner)]
+            correct[-1] = right[answers.index(winner)]
             agreement += count / len(rows)
     questions, total = len(samples), sum(map(len, samples))
     return Accuracy(
-        voted=100 * voted / questions,
+        voted=100 * sum(correct) / questions,
         single=100 * single / total,
         chains=100 * chains / total,
         unreadable=100 * unreadable / total,
         agreement=100 * agreement / questions,
+        uncertainty=summarize_votes(answered, correct),
     )

@@ -1,15 +1,15 @@
 """Table 4 of the paper: accuracy on 3, 4 and 5 operands, of the base with no and with k demonstrations, and after."""
 
 import dataclasses
-import pathlib
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from gfn_jax.evaluation.accuracy import Accuracy, Graded, measure_accuracy
-from gfn_jax.evaluation.report import PAPER_ARITHMETIC, table, write_results
+from gfn_jax.evaluation.report import PAPER_ARITHMETIC, Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.config import ModelConfig
@@ -56,17 +56,39 @@ class Answered(Graded, Protocol):
 
     def queries(self, split: str, shots: int = 0) -> Query: ...
 
+    def constraint(self, training: bool = True) -> Constraint: ...
+
     def question(self, split: str, example: int) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """Samples a split's questions and grades them."""
+class ArithmeticEvaluator:
+    """Samples a split's questions and grades them.
+
+    Attributes:
+        model: the policy's shape.
+        task: questions and grades.
+        config: how completions are sampled.
+        validation, test: metric -> split, "accuracy_3" -> "test_3".
+    """
 
     model: ModelConfig
     task: Answered
-    constraint: Constraint
     config: EvaluationConfig
+    validation: Mapping[str, str]
+    test: Mapping[str, str]
+
+    best_metric = "accuracy"
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return self.config.every
+
+    @functools.cached_property
+    def constraint(self) -> Constraint:
+        """At test a completion may be longer."""
+        return self.task.constraint(training=False)
 
     def accuracy(
         self, params: Params, lora: Lora | None, split: str, questions: int, shots: int = 0
@@ -89,70 +111,48 @@ class Evaluator:
         )
         return measure_accuracy(self.task, split, samples), samples
 
-    def validate(self, params: Params, lora: Lora, splits: dict[str, str]) -> dict[str, float]:
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
         """`accuracy_3` and so on, in percent, on a few validation questions; `accuracy` is their mean."""
+        questions = self.config.questions
         found = {
-            name: self.accuracy(params, lora, split, self.config.questions)[0].voted for name, split in splits.items()
+            name: self.accuracy(params, lora, split, questions)[0].voted for name, split in self.validation.items()
         }
         return {**found, "accuracy": float(jnp.mean(jnp.asarray(list(found.values()))))}
 
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """Accuracies by number of operands."""
+        return "validation " + " / ".join(f"{validated[name]:.0f}" for name in self.validation) + " %"
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The end of a run: the table, sample chains, `results.json`.
-
-    Attributes:
-        evaluator: samples and grades.
-        facts: what `results.json` says besides the metrics (task, method, seed, config digest).
-        workdir: where `results.json` goes.
-        splits: metric -> test split, "accuracy_3" -> "test_3".
-    """
-
-    evaluator: Evaluator
-    facts: Mapping[str, Any]
-    workdir: pathlib.Path
-    splits: Mapping[str, str]
-
-    def write(self, params: Params, lora: Lora, steps: int, seconds: float) -> str:
-        """Evaluates the base and the policy on the test splits, and returns what a person reads."""
-        config = self.evaluator.config
-        methods = {
-            "base_0shot": (None, 0),
-            "base_kshot": (None, config.shots),
-            self.facts["method"]: (lora, 0),
-        }
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """Evaluates the base and the policy on the test splits."""
+        config = self.config
+        methods = {"base_0shot": (None, 0), "base_kshot": (None, config.shots), "metrics": (lora, 0)}
         if not config.shots:
             del methods["base_kshot"]
-        found: dict[str, dict[str, Accuracy]] = {}
+        found: dict[str, dict[str, float]] = {}
         chains: list[str] = []
         for method, (adapter, shots) in methods.items():
-            found[method] = {}
-            for metric, split in self.splits.items():
-                accuracy, samples = self.evaluator.accuracy(params, adapter, split, config.test_questions, shots)
-                found[method][metric] = accuracy
-                if adapter is not None:
+            accuracies = {}
+            for metric, split in self.test.items():
+                accuracies[metric], samples = self.accuracy(params, adapter, split, config.test_questions, shots)
+                if method == "metrics":
                     chains += self._chains(split, samples)
-        results = {
-            **self.facts,
-            "steps": steps,
-            "seconds": round(seconds, 1),
-            "metrics": self._metrics(found.pop(self.facts["method"])),
-            **{method: self._metrics(accuracies) for method, accuracies in found.items()},
-        }
-        write_results(self.workdir / "results.json", results)
-        return self._page(results, chains)
+            found[method] = self._metrics(accuracies)
+        return Findings(found, self._page(found, chains))
 
     def _metrics(self, accuracies: Mapping[str, Accuracy]) -> dict[str, float]:
-        """`accuracy_3`: the vote; `single_3`, `chains_3`...: the other shares."""
+        """`accuracy_3`: the vote; `single_3`, `chains_3`...: the other shares; `vote_entropy_3`... in nats."""
         metrics = {name: round(accuracy.voted, 2) for name, accuracy in accuracies.items()}
         for name, accuracy in accuracies.items():
             for field in ("single", "chains", "unreadable", "agreement"):
                 metrics[name.replace("accuracy", field)] = round(getattr(accuracy, field), 2)
+            for field, nats in accuracy.uncertainty.items():
+                metrics[name.replace("accuracy", field)] = round(nats, 4)
         return metrics
 
     def _chains(self, split: str, samples: list[list[list[int]]], count: int = 2) -> list[str]:
         """A few questions with a sampled chain each."""
-        task = self.evaluator.task
+        task = self.task
         lines = []
         for example in range(min(count, len(samples))):
             text = task.decode(samples[example][0])
@@ -160,28 +160,23 @@ class Report:
             lines.append(f"  {task.question(split, example)}{text}   [{verdict}]")
         return lines
 
-    def _page(self, results: Mapping[str, Any], chains: Sequence[str]) -> str:
+    def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:
         names = {
             "base_0shot": "base, 0-shot",
-            "base_kshot": f"base, {self.evaluator.config.shots}-shot",
-            "metrics": f"{self.facts['method']} (this run)",
+            "base_kshot": f"base, {self.config.shots}-shot",
+            "metrics": "gflownet (this run)",
         }
-        rows = [
-            (title, *(results[key][metric] for metric in self.splits)) for key, title in names.items() if key in results
-        ]
-        header = ("accuracy, %", *(metric.removeprefix("accuracy_") for metric in self.splits))
-        orientation = PAPER_ARITHMETIC if len(self.splits) == 3 else ()
+        rows = [(title, *(found[key][metric] for metric in self.test)) for key, title in names.items() if key in found]
+        header = ("accuracy, %", *(metric.removeprefix("accuracy_") for metric in self.test))
+        orientation = PAPER_ARITHMETIC if len(self.test) == 3 else ()
         return "\n".join(
             [
-                f"Test accuracy by number of operands, vote over {self.evaluator.config.samples} samples at "
-                f"temperature {self.evaluator.config.temperature}:",
+                f"Test accuracy by number of operands, vote over {self.config.samples} samples at "
+                f"temperature {self.config.temperature}:",
                 "",
                 table(header, [*rows, *orientation]),
                 "",
                 "Sampled chains:",
                 *chains,
-                "",
-                f"Results: {self.workdir / 'results.json'}; metrics of every step: {self.workdir / 'metrics.jsonl'}; "
-                f"adapter, optimizer and buffer: {self.workdir / 'checkpoints'}",
             ]
         )

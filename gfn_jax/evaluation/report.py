@@ -1,10 +1,14 @@
 """What a person reads at the end of a run, and `results.json` for machines."""
 
+import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
+
+from gfn_jax.models.lora import Lora
+from gfn_jax.types import Params
 
 # Hu et al. 2024, Table 4: instruct GPT-J 6B, accuracy in percent on 3, 4 and 5 operands. For orientation only:
 # another model, another base, another test set.
@@ -15,6 +19,40 @@ PAPER_ARITHMETIC: tuple[tuple[str, float, float, float], ...] = (
     ("paper, GPT-J 6B: PPO", 30.6, 13.7, 5.6),
     ("paper, GPT-J 6B: GFlowNet", 95.2, 75.4, 40.7),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a run found, for machines and for people.
+
+    Attributes:
+        methods: method -> metric -> value; `metrics` are the trained policy's, `base` the base's.
+        page: the table, and what else a person reads.
+    """
+
+    methods: Mapping[str, Mapping[str, Any]]
+    page: str
+
+
+class Evaluator(Protocol):
+    """Measures a policy on its task: now and then on few queries, at the end on all of the test's."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+
+    @property
+    def best_metric(self) -> str | None:
+        """The validated value by which the best checkpoint is kept (more is better)."""
+
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """Metrics by name; depends on nothing but the arguments."""
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """The same for a line of progress."""
+
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """The final measurement, of the base too."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

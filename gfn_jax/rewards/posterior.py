@@ -12,7 +12,6 @@ Y - 1 tokens. With Y = the stop alone (continuation) the packed sequence is Z it
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from gfn_jax.interfaces import Reward
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import KeyValues
-from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens
+from gfn_jax.models.lora import Lora
+from gfn_jax.types import Params, Query, Rollout, Tokens
 
 
 @struct.dataclass
@@ -33,6 +32,7 @@ class Context:
 
     demonstrations: KeyValues | None
     penalty: Float[Array, " V"] | None
+    adapter: Lora | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +46,21 @@ class PosteriorReward:
             The released code's way to lower the reward of tokens outside the vocabulary; None leaves p_LM alone.
         released_min_length: the released code writes -99 over the reward of shorter completions, also where the
             true one is lower. The constraint makes this unnecessary; 0 leaves rewards alone.
+        adapter: what the reward model differs in from the base (an M-step of EM), or None.
     """
 
     config: ModelConfig
     demonstrations: Tokens | None = None
     vocabulary_penalty: Float[Array, " V"] | None = None
     released_min_length: int = 0
+    adapter: Lora | None = None
 
     def prepare(self, params: Params) -> Context:
         """The demonstrations' keys and values: computed once, as the base is frozen."""
         cache = None
         if self.demonstrations is not None:
-            _, cache = decoder.prefill(self.config, params, None, self.demonstrations)
-        return Context(demonstrations=cache, penalty=self.vocabulary_penalty)
+            _, cache = decoder.prefill(self.config, params, self.adapter, self.demonstrations)
+        return Context(demonstrations=cache, penalty=self.vocabulary_penalty, adapter=self.adapter)
 
     def log_reward(self, params: Params, prepared: Context, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
@@ -66,14 +68,15 @@ class PosteriorReward:
         repeats = rows // query.example_id.shape[0]
         answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), query.answer)
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
-        first, shared = decoder.prefill(self.config, params, None, query.context, past)
+        adapter = prepared.adapter
+        first, shared = decoder.prefill(self.config, params, adapter, query.context, past)
         first = jnp.repeat(first[:, -1:], repeats, axis=0)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
         ids, offsets, visible = pack(rollout.completion, answer.ids)
-        hidden, _ = decoder.forward(self.config, params, None, ids, start[:, None] + offsets, visible, past)
+        hidden, _ = decoder.forward(self.config, params, adapter, ids, start[:, None] + offsets, visible, past)
         states = jnp.concatenate([first, hidden[:, : horizon - 1]], axis=1)
-        head = decoder.select_head(self.config, params, None)
+        head = decoder.select_head(self.config, params, adapter)
         # Each state predicts two tokens: Z's next and Y's first.
         targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
         log_probs = token_log_probs(self.config, head, states, targets, prepared.penalty)
@@ -90,6 +93,24 @@ class PosteriorReward:
         if self.released_min_length:
             log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
         return log_reward
+
+
+def check_positions(model: ModelConfig, query: Query, max_length: int, demonstrations: int = 0) -> None:
+    """Raises ValueError where a completion does not fit into the model's positions.
+
+    Args:
+        model: the base's shape.
+        query: all queries, padded to one length.
+        max_length: tokens of Z.
+        demonstrations: tokens of the reward's few-shot context.
+    """
+    prompt, context, answer = (tokens.ids.shape[1] for tokens in (query.prompt, query.context, query.answer))
+    needed = max(prompt, demonstrations + context) + max_length + answer
+    if needed > model.max_positions:
+        raise ValueError(
+            f"demonstrations, question, {max_length} tokens and answer take {needed} positions; the model has "
+            f"{model.max_positions}: fewer demonstrations, shorter texts or a lower max_length would fit"
+        )
 
 
 def pack(
@@ -140,12 +161,12 @@ def sequential_log_reward(
     repeats = rows // query.example_id.shape[0]
     context, answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), (query.context, query.answer))
     past = () if prepared.demonstrations is None else (prepared.demonstrations,)
-    head = decoder.select_head(reward.config, params, None)
+    head = decoder.select_head(reward.config, params, prepared.adapter)
     out = []
     for t in range(horizon):
         prefix = Tokens(ids=rollout.completion[:, :t], mask=jnp.ones((rows, t), bool))
         tokens = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), context, prefix, answer)
-        hidden, _ = decoder.prefill(reward.config, params, None, tokens, past)
+        hidden, _ = decoder.prefill(reward.config, params, prepared.adapter, tokens, past)
         begin = context.ids.shape[1]
         targets, mask = tokens.ids[:, begin:], tokens.mask[:, begin:]
         predicting = hidden[:, begin - 1 : -1]
@@ -157,51 +178,3 @@ def sequential_log_reward(
     if reward.released_min_length:
         log_reward = jnp.where(jnp.arange(horizon) < reward.released_min_length, -99.0, log_reward)
     return log_reward
-
-
-@dataclasses.dataclass(frozen=True)
-class TableReward:
-    """log R of every sequence of an enumerable world, from a table.
-
-    Sequences over A tokens are the nodes of an A-ary tree in breadth-first order: the child of node i by token
-    a is A i + a + 1, the empty sequence is node 0.
-    """
-
-    table: Float[Array, " nodes"]
-    arity: int
-
-    def prepare(self, params: Params) -> Array:
-        """The table itself."""
-        return self.table
-
-    def log_reward(self, params: Params, prepared: Array, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
-        """Looks every prefix up."""
-
-        def child(node: Array, token: Array) -> tuple[Array, Array]:
-            return jnp.minimum(node * self.arity + token + 1, len(prepared) - 1), node
-
-        start = jnp.zeros(rollout.completion.shape[0], jnp.int32)
-        _, nodes = jax.lax.scan(child, start, rollout.completion.T)
-        return prepared[nodes.T]
-
-
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """R = prod R_i ^ w_i: tempering (one factor), constraints (several), contrasts (negative weights)."""
-
-    factors: tuple[Reward, ...]
-    weights: tuple[float, ...]
-
-    def prepare(self, params: Params) -> tuple[PyTree, ...]:
-        """What each factor keeps."""
-        return tuple(factor.prepare(params) for factor in self.factors)
-
-    def log_reward(
-        self, params: Params, prepared: tuple[Any, ...], query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
-        """The weighted sum of the factors' logarithms."""
-        terms = [
-            weight * factor.log_reward(params, kept, query, rollout)
-            for factor, weight, kept in zip(self.factors, self.weights, prepared, strict=True)
-        ]
-        return sum(terms[1:], terms[0])

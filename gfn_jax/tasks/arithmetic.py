@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Float
 
 from gfn_jax.environments import Calculator
+from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.rewards.posterior import PosteriorReward, check_positions
 from gfn_jax.tasks.arithmetic_answers import is_correct_chain
 from gfn_jax.tasks.arithmetic_data import load_examples
 from gfn_jax.tasks.arithmetic_examples import ArithmeticExample
-from gfn_jax.text.batching import pad_left, pad_right
+from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import allowed_ids, encode_after
-from gfn_jax.types import Query, Tokens
+from gfn_jax.types import Query, Seeds, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,6 +46,7 @@ class ArithmeticConfig:
         eval_max_length: the same at test, where five operands need more room.
         max_abs_value: the largest operand or result of the calculator.
         stop_after_number: Z may end only behind a complete number.
+        seed_share: the demonstrations' questions' share of the draws.
     """
 
     data_dir: str | None
@@ -54,6 +57,7 @@ class ArithmeticConfig:
     eval_max_length: int
     max_abs_value: int
     stop_after_number: bool
+    seed_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,6 @@ class Arithmetic:
     config: ArithmeticConfig
     tokenizer: "PreTrainedTokenizerFast"
     vocab_size: int
-    name: str = "arithmetic"
 
     @functools.cached_property
     def splits(self) -> dict[str, list[ArithmeticExample]]:
@@ -94,7 +97,7 @@ class Arithmetic:
             stop_after_number=self.config.stop_after_number,
         )
 
-    def constraint(self, max_length: int) -> Constraint:
+    def constraint(self, training: bool = True) -> Constraint:
         """Digits, operators, comma and space; the stop; between `min_length` and `max_length` tokens."""
         ids = allowed_ids(self.tokenizer, CHARACTERS, STOP)
         triggers = np.zeros(self.vocab_size, bool)
@@ -103,7 +106,7 @@ class Arithmetic:
         return make_constraint(
             self.vocab_size,
             stop_id=self.stop_id,
-            max_length=max_length,
+            max_length=self.config.max_length if training else self.config.eval_max_length,
             min_length=self.config.min_length,
             token_ids=ids,
             opens_call=triggers,
@@ -137,6 +140,24 @@ class Arithmetic:
         """Fills masked positions; never seen."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
 
+    def query_weight(self) -> Float[np.ndarray, " E"]:
+        """`seed_share` of the draws are demonstrations' questions; within either kind all are alike."""
+        seeds, total = len(self.splits["seeds"]), len(self.splits["train"])
+        share = self.config.seed_share if 0 < seeds < total else seeds / total
+        return np.where(np.arange(total) < seeds, share / max(seeds, 1), (1 - share) / max(total - seeds, 1))
+
+    def reward(self, model: ModelConfig) -> PosteriorReward:
+        """Log p_LM(Z Y | demonstrations X).
+
+        Raises:
+            ValueError: it does not fit into the model's positions.
+        """
+        context = self.reward_context()
+        shots = 0 if context is None else context.ids.shape[1]
+        check_positions(model, self.queries("train"), self.config.max_length, shots)
+        demonstrations = None if context is None else Tokens(jnp.asarray(context.ids), jnp.asarray(context.mask))
+        return PosteriorReward(model, demonstrations=demonstrations)
+
     def reward_context(self) -> Tokens | None:
         """[1, D]: the reward's demonstrations, each a line X Z Y."""
         examples = self.splits["context"]
@@ -145,21 +166,15 @@ class Arithmetic:
         text = "".join(example.demonstration for example in examples)
         return pad_left([encode_after(self.tokenizer, "", text)], self.pad_id)
 
-    def seeds(self) -> tuple[Int[Array, " S"], Int[Array, "S T"], Int[Array, " S"]]:
-        """The seeding demonstrations: their queries' ids, their completions (tool tokens included) and lengths.
+    def seeds(self) -> Seeds:
+        """The seeding demonstrations, tool tokens included.
 
         Raises:
             ValueError: a demonstration is longer than `max_length`.
         """
         seeds = self.splits["seeds"]
         completions = [encode_after(self.tokenizer, example.question, example.completion) for example in seeds]
-        lengths = np.asarray([len(ids) for ids in completions], np.int32)
-        if len(seeds) and lengths.max() > self.config.max_length:
-            raise ValueError(f"a demonstration has {lengths.max()} tokens; max_length is {self.config.max_length}")
-        padded = np.full((len(seeds), self.config.max_length + 1), self.stop_id, np.int32)
-        for row, ids in zip(padded, completions, strict=True):
-            row[: len(ids)] = ids
-        return jnp.arange(len(seeds)), jnp.asarray(padded), jnp.asarray(lengths)
+        return make_seeds(range(len(seeds)), completions, self.stop_id, self.config.max_length)
 
     def question(self, split: str, example: int) -> str:
         """X as text."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.types import Tokens
+from gfn_jax.types import Seeds, Tokens
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Tokens:
@@ -24,6 +24,23 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, length: int | None = N
         ValueError: a row is empty, or longer than `length`.
     """
     return _pad(rows, pad_id, length, left=False)
+
+
+def make_seeds(
+    example_ids: Sequence[int], completions: Sequence[Sequence[int]], stop_id: int, max_length: int
+) -> Seeds:
+    """Completions of the training queries `example_ids`, each filled up with the stop to `max_length` + 1 tokens.
+
+    Raises:
+        ValueError: one of them is longer than `max_length`.
+    """
+    lengths = np.asarray([len(ids) for ids in completions], np.int32)
+    if len(lengths) and lengths.max() > max_length:
+        raise ValueError(f"a seeding completion has {lengths.max()} tokens; max_length is {max_length}")
+    padded = np.full((len(lengths), max_length + 1), stop_id, np.int32)
+    for row, ids in zip(padded, completions, strict=True):
+        row[: len(ids)] = ids
+    return Seeds(jnp.asarray(example_ids, jnp.int32), jnp.asarray(padded), jnp.asarray(lengths))
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, length: int | None, left: bool) -> Tokens:

@@ -12,7 +12,8 @@ from gfn_jax.models import decoder
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.rewards import PosteriorReward, Product, TableReward, sequential_log_reward, token_log_probs
+from gfn_jax.rewards import PosteriorReward, Product, TableReward, sequential_log_reward
+from gfn_jax.rewards.posterior import token_log_probs
 from gfn_jax.types import Tokens
 
 CONFIG = tiny()

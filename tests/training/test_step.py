@@ -17,7 +17,7 @@ from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.rewards import TableReward
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import TrainState, make_step
+from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
 
 ARITY, STOP, LONGEST = 3, 5, 3
 CONFIG = tiny()
@@ -227,3 +227,26 @@ def test_eight_devices_make_the_step_of_one():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("nats", [0.0, 3.0])
+def test_what_the_host_adds_is_part_of_the_reward(nats):
+    """Two halves with the host between them are the one step, its stored rewards raised by what the host says."""
+    algorithm, optimizer, constants, state = build()
+    collect, update = make_step_halves(algorithm, optimizer)
+    asked = []
+
+    def host_reward(example_id, rollout):
+        asked.append((example_id, rollout))
+        return np.full(rollout.completion.shape, nats)
+
+    whole, _ = jax.jit(make_step(algorithm, optimizer))(state, constants)
+    halves, _ = hosted_step(jax.jit(collect), host_reward, jax.jit(update))(state, constants)
+    ((example_id, rollout),) = asked
+    assert len(example_id) == len(rollout.completion) == 4 * algorithm.config.fresh_samples
+    assert len(set(example_id.tolist())) == 4
+    filled = np.asarray(whole.replay.filled)
+    assert filled.any()
+    np.testing.assert_allclose(
+        np.asarray(halves.replay.log_reward)[filled], np.asarray(whole.replay.log_reward)[filled] + nats, rtol=1e-6
+    )

@@ -1,0 +1,186 @@
+"""Your own task in one file: a story goes on with a sentence of exactly six words.
+
+    python -m gfn_jax.launch --config=configs/own_task.py
+
+The file is task, evaluator and config at once. `config.task` names the entry by its import path, so nothing in the
+library has to be changed; copy the file, and change what is yours. WORKSPACE.md ("Your own task") goes through it.
+
+The target is  R(Z) = p_LM(Z stop | X) exp(-penalty |words in Z - words wanted|):  a sentence that the base finds
+likely, and that has the length. Nobody can sample this from left to right: how many words are still to come decides
+which are likely now.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gfn_jax.build_tasks import TaskEntry
+from gfn_jax.defaults import gflownet_config
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.rewards import PosteriorReward, Product
+from gfn_jax.sections import section
+from gfn_jax.tasks.stories import draw_stories
+from gfn_jax.text.batching import make_seeds, pad_left, pad_right
+from gfn_jax.text.tokens import encode_after, stop_token, token_strings
+from gfn_jax.types import Query
+
+# 1. The config's section, as a frozen dataclass: a key that is misspelt or missing is an error.
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceConfig:
+    """How many words are wanted, what a word too many or too few costs (nats), and the longest Z in tokens."""
+
+    words: int
+    penalty: float
+    max_length: int
+
+
+# 2. The reward. A prefix's log R must be computed for all prefixes at once, under jit: [B, T].
+
+
+@dataclasses.dataclass(frozen=True)
+class WordCount:
+    """log R(z_1:t) = -penalty |words in z_1:t - words|, a word beginning where a token's text begins one."""
+
+    begins_word: np.ndarray  # [V]
+    words: int
+    penalty: float
+
+    def prepare(self, params):
+        """What the run keeps on the device."""
+        return jnp.asarray(self.begins_word, jnp.int32)
+
+    def log_reward(self, params, prepared, query, rollout):
+        """[B, T] in nats: the first t tokens count for state t."""
+        begun = jnp.where(rollout.token_mask, prepared[rollout.completion], 0)
+        counted = jnp.cumsum(begun, axis=1) - begun
+        return -self.penalty * jnp.abs(counted - self.words).astype(jnp.float32)
+
+
+# 3. The task: queries, constraint, reward, seeds (gfn_jax/tasks/task.py).
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences:
+    """X: the first three sentences of a story."""
+
+    config: SentenceConfig
+    tokenizer: object
+    vocab_size: int
+
+    environment = NoTool()
+
+    def queries(self, split):
+        """200 stories to train on, 20 others to test; what the policy sees is what the reward sees."""
+        room = "training" if split == "train" else "test"
+        texts = [story.beginning.text for story in draw_stories(room, 200 if split == "train" else 20)]
+        prompts = [encode_after(self.tokenizer, "", text) for text in texts]
+        prompt = pad_left(prompts, self.stop_id)
+        stops = pad_right([[self.stop_id]] * len(texts), self.stop_id)
+        return Query(example_id=jnp.arange(len(texts)), prompt=prompt, context=prompt, answer=stops)
+
+    def query_weight(self):
+        """All alike."""
+        return np.ones(200)
+
+    @property
+    def stop_id(self):
+        """Z ends with a full stop."""
+        return stop_token(self.tokenizer, ".")
+
+    def constraint(self, training=True):
+        """Any words; punctuation and special tokens are left out."""
+        ids = [i for i, text in enumerate(token_strings(self.tokenizer)) if text.strip().isalpha()]
+        return make_constraint(self.vocab_size, self.stop_id, self.config.max_length, 1, np.asarray(ids))
+
+    def reward(self, model):
+        """The base's probability, times the count's factor."""
+        begins = np.zeros(self.vocab_size, bool)
+        strings = token_strings(self.tokenizer)
+        begins[: len(strings)] = [text.strip().isalpha() and text.startswith(" ") for text in strings]
+        count = WordCount(begins, self.config.words, self.config.penalty)
+        return Product((PosteriorReward(model), count), (1.0, 1.0))
+
+    def seeds(self):
+        """The buffer starts empty."""
+        return make_seeds([], [], self.stop_id, self.config.max_length)
+
+    def decode(self, ids):
+        """Z as text."""
+        return self.tokenizer.decode(ids)
+
+
+# 4. The evaluator: what is measured on the way, and at the end (gfn_jax/evaluation/report.py).
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceEvaluator:
+    """The share of sampled sentences that have the length."""
+
+    model: object
+    task: Sentences
+    every: int
+    samples: int
+
+    best_metric = "exact"
+
+    def sample(self, params, lora):
+        """Sentences [20][samples] for the test stories."""
+        task = self.task
+        found = sample_completions(
+            self.model,
+            params,
+            lora,
+            task.queries("test").prompt,
+            task.constraint(training=False),
+            task.environment,
+            jax.random.key(0),
+            self.samples,
+            temperature=1.0,
+            batch=20,
+        )
+        return [[task.decode(ids) for ids in row] for row in found]
+
+    def validate(self, params, lora) -> dict[str, float]:
+        """`exact` in percent, and the mean number of `words`."""
+        counts = np.asarray([[len(text.split()) for text in row] for row in self.sample(params, lora)])
+        return {"exact": float(100 * (counts == self.task.config.words).mean()), "words": float(counts.mean())}
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """For a line of progress."""
+        return f"exact {validated['exact']:.0f} %"
+
+    def report(self, params, lora) -> Findings:
+        """The base, the policy, and a few of its sentences."""
+        found = {"base": self.validate(params, None), "metrics": self.validate(params, lora)}
+        rows = [(name, values["exact"], values["words"]) for name, values in found.items()]
+        sentences = [row[0] for row in self.sample(params, lora)[:5]]
+        return Findings(found, "\n".join([table(("", "exact, %", "words"), rows), "", *sentences]))
+
+
+# 5. The entry that `config.task` names, and the config.
+
+TASK = TaskEntry(
+    task=lambda config, tokenizer, model: Sentences(
+        section(SentenceConfig, config.sentence), tokenizer, model.vocab_size
+    ),
+    evaluator=lambda config, task, model: SentenceEvaluator(model, task, **config.evaluation),
+    stand_in="tiny-stories",
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = gflownet_config("configs.own_task:TASK")
+    config.steps = 150
+    config.model.path = "tiny-stories"
+    config.sentence = {"words": 6, "penalty": 4.0, "max_length": 12}
+    config.evaluation = {"every": 50, "samples": 16}
+    return config

@@ -1,0 +1,251 @@
+"""A GFlowNet run on any task: base, adapter, reward, optimizer, mesh, evaluation, put together from a config."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from gfn_jax import replay
+from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.build_rewards import HostReward, RewardConfig, build_host_reward, build_reward
+from gfn_jax.build_tasks import entry_of
+from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.export import Origin, export_run_adapter
+from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.quantize import check_kind
+from gfn_jax.models.tensor_files import resolve
+from gfn_jax.objectives import Objective
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.rewards.posterior import check_positions
+from gfn_jax.sections import described, section
+from gfn_jax.tasks.task import SeededByBase, Task
+from gfn_jax.text.loading import load_tokenizer, model_folder
+from gfn_jax.training import mesh as meshes
+from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
+from gfn_jax.training.loop import Evaluation, Run, Trained
+from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
+from gfn_jax.training.writers import make_writers
+from gfn_jax.types import Params, PyTree, Seeds, Trajectory
+
+
+def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
+    """GFlowNet fine-tuning on any task.
+
+    Args:
+        config: the whole of it.
+        workdir: where the run writes.
+        command: what repeats the run, for `results.json` and the adapter's card.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
+    """
+    check_kind(config.model.quantize)
+    digest = claim_workdir(workdir, described(config))
+    folder = resolve(model_folder(config.model.path))
+    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
+    model_type, model, params = load_base(config, folder, mesh)
+    tokenizer = load_tokenizer(folder)
+    parts = gflownet_parts(config, model, tokenizer, mesh)
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, params))
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    step = make_run_step(parts, placed, mesh)
+    evaluator = entry_of(config.task).evaluator(config, parts.task, model)
+    facts = {"task": config.task, "method": "gflownet", "seed": config.seed, "config_digest": digest}
+    facts["command"] = command
+
+    def finish(trained: Trained) -> str:
+        lora = trained.state.trainable.lora
+        findings = evaluator.report(constants.params, lora)
+        results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
+        origin = Origin(config.model.path, config.task, digest, findings.methods["metrics"], command)
+        adapter = to_host(lora)
+        if jax.process_index() == 0:
+            write_results(workdir / "results.json", results)
+            export_run_adapter(workdir / "adapter", model, parts.lora, adapter, model_type, origin)
+        return f"{findings.page}\n\n{whereabouts(workdir)}"
+
+    return Run(
+        workdir=workdir,
+        step_fn=step,
+        state=state,
+        constants=constants,
+        num_steps=config.steps,
+        samples_per_step=parts.algorithm.config.queries * parts.algorithm.config.samples,
+        checkpointer=Checkpointer(workdir, digest),
+        writers=make_writers(workdir, config.tensorboard),
+        finish=finish,
+        evaluations=(
+            Evaluation(
+                evaluator.every,
+                lambda state, step: evaluator.validate(constants.params, state.trainable.lora),
+            ),
+        ),
+        best_metric=evaluator.best_metric,
+        log_every=config.log_every,
+        save_every=config.save_every,
+        describe_progress=functools.partial(describe_progress, evaluator),
+    )
+
+
+def load_base(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[str, ModelConfig, Params]:
+    """The base of `config.model` on a mesh: its family, its shape and its weights."""
+    dtype = jnp.dtype(config.model.dtype)
+    model_type, shape = read_config(folder)
+    abstract = jax.eval_shape(lambda key: init_params(key, shape, dtype), jax.random.key(0))
+    model, params = load_model(folder, dtype, meshes.shardings(abstract, mesh), config.model.quantize)
+    return model_type, model, params
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a GFlowNet run is made of, and does not depend on the weights."""
+
+    task: Task
+    lora: LoraConfig
+    algorithm: GFlowNet
+    optimizer: optax.GradientTransformation
+    host_reward: HostReward | None
+
+
+def gflownet_parts(
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> Parts:
+    """The parts that a config describes.
+
+    Raises:
+        ValueError: what is wrong with a section, in one line.
+    """
+    task = entry_of(config.task).task(config, tokenizer, model)
+    settings = section(GFlowNetConfig, config.gflownet)
+    meshes.check_rows(settings.queries // settings.micro_batches, mesh, "micro-batch of queries")
+    queries, constraint = task.queries("train"), task.constraint()
+    if settings.queries > len(queries.example_id):
+        raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
+    check_positions(model, queries, constraint.max_length)
+    lora = section(LoraConfig, config.lora)
+    reward = section(RewardConfig, config.reward)
+    algorithm = GFlowNet(
+        model=model,
+        reward=build_reward(reward, task, model, tokenizer),
+        objective=build_objective(config.objective, settings.samples),
+        config=settings,
+        dropout=lora.dropout,
+        remat=config.model.remat,
+    )
+    optimizer = make_optimizer(
+        section(OptimizerConfig, config.optimizer, total_steps=config.steps - settings.discovery_steps)
+    )
+    return Parts(task, lora, algorithm, optimizer, build_host_reward(reward, task, tokenizer))
+
+
+def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Callable:
+    """One compiled program a step; with a reward on the host, one on either side of it."""
+    rows, out = meshes.rows_sharding(mesh), (placed, meshes.replicated(mesh))
+    if parts.host_reward is None:
+        return jax.jit(make_step(parts.algorithm, parts.optimizer, rows), donate_argnums=0, out_shardings=out)
+    collect, update = make_step_halves(parts.algorithm, parts.optimizer, rows)
+    return hosted_step(jax.jit(collect), parts.host_reward, jax.jit(update, donate_argnums=0, out_shardings=out))
+
+
+def initial(config: ml_collections.ConfigDict, parts: Parts, params: Params) -> tuple[Constants, TrainState]:
+    """Constants of the run, and the state before its first step, the buffer holding the task's seeds."""
+    task, algorithm = parts.task, parts.algorithm
+    root = jax.random.key(config.seed)
+    constraint = task.constraint()
+    constants = Constants(
+        params=params,
+        prepared=jax.jit(algorithm.reward.prepare)(params),
+        queries=to_device(task.queries("train")),
+        query_log_weight=jnp.log(jnp.maximum(jnp.asarray(task.query_weight(), jnp.float32), 1e-30)),
+        constraint=constraint,
+        environment=task.environment,
+        root=jax.random.fold_in(root, 1),
+    )
+    count = len(constants.queries.example_id)
+    trainable, buffer = algorithm.init(jax.random.fold_in(root, 0), parts.lora, count, constraint.horizon)
+    seeds = task.seeds()
+    if isinstance(task, SeededByBase):
+        seeds = jax.jit(task.prompted_seeds, static_argnums=0)(algorithm.model, params, jax.random.fold_in(root, 2))
+    if len(seeds.length):
+        buffer = seed_buffer(parts, constants, buffer, seeds)
+    return constants, TrainState(jnp.zeros((), jnp.int32), trainable, parts.optimizer.init(trainable), buffer)
+
+
+def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer, seeds: Seeds) -> replay.ReplayBuffer:
+    """Puts completions where the policy's own finds will go, each with its reward."""
+    algorithm = parts.algorithm
+
+    @jax.jit
+    def rewarded(constants: Constants, seeds: Seeds) -> Trajectory:
+        rollout = teacher_force(seeds.completion, seeds.length, constants.constraint, constants.environment)
+        query = jax.tree.map(lambda x: x[seeds.example_id], constants.queries)
+        return Trajectory(rollout, algorithm.reward.log_reward(constants.params, constants.prepared, query, rollout))
+
+    trajectory = rewarded(constants, seeds)
+    if parts.host_reward is not None:
+        rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
+        added = parts.host_reward(rows, trajectory.rollout)
+        trajectory = dataclasses.replace(trajectory, log_reward=trajectory.log_reward + added)
+    return jax.jit(replay.add)(buffer, seeds.example_id, trajectory, algorithm.config.buffer_tolerance)
+
+
+def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objective:
+    """The objective; its terms are a mapping in a config (name: coefficient, 0 leaves a term out)."""
+    terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
+    rest = {name: value for name, value in values.items() if name != "terms"}
+    return section(Objective, rest, terms=terms, samples_per_query=samples)
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Device arrays as whole host arrays, wherever their shards lie; every process must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def to_device(tree: Any) -> Any:
+    """Host arrays as device arrays."""
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Every array where the sharding rules put it."""
+    return meshes.place(tree, meshes.shardings(tree, mesh, (*meshes.RULES, *meshes.REST_REPLICATED)))
+
+
+def describe_progress(evaluator: Evaluator, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> str:
+    """What a person wants to see of a step."""
+    shown = []
+    if metrics:
+        shown += [
+            f"loss {metrics['loss']:.3g}",
+            f"log R {metrics['log_reward']:.2f}",
+            f"T {metrics['reward_temperature']:.2f}",
+            f"buffer {100 * metrics['buffer_coverage']:.0f}%",
+        ]
+    return "  ".join([*shown, evaluator.describe(evaluated)] if evaluated else shown)
+
+
+def whereabouts(workdir: pathlib.Path) -> str:
+    """What a run has left, and where."""
+    return (
+        f"Results: {workdir / 'results.json'}; metrics of every step: {workdir / 'metrics.jsonl'}; "
+        f"adapter (PEFT): {workdir / 'adapter'}; with optimizer and buffer: {workdir / 'checkpoints'}"
+    )

@@ -1,0 +1,73 @@
+"""Rewards made of rewards: products with exponents, and a query's parts in other places.
+
+With p_LM(X Z Y) as the one factor, products give the targets of Hu et al. 2024, table 1: tempered p^(1/T),
+contrastive p(X Z)^a p(Z)^b, and any of them under a constraint.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.interfaces import Reward
+from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """R = prod R_i ^ w_i: tempering (one factor), constraints (several), contrasts (negative weights)."""
+
+    factors: tuple[Reward, ...]
+    weights: tuple[float, ...]
+
+    def prepare(self, params: Params) -> tuple[PyTree, ...]:
+        """What each factor keeps."""
+        return tuple(factor.prepare(params) for factor in self.factors)
+
+    def log_reward(
+        self, params: Params, prepared: tuple[Any, ...], query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """The weighted sum of the factors' logarithms."""
+        terms = [
+            weight * factor.log_reward(params, kept, query, rollout)
+            for factor, weight, kept in zip(self.factors, self.weights, prepared, strict=True)
+        ]
+        return sum(terms[1:], terms[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearranged:
+    """Another reward, of the query that `arrange` makes of the given one."""
+
+    reward: Reward
+    arrange: Callable[[Query], Query]
+
+    def prepare(self, params: Params) -> PyTree:
+        """What the other reward keeps."""
+        return self.reward.prepare(params)
+
+    def log_reward(self, params: Params, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+        """Log R of the rearranged query."""
+        return self.reward.log_reward(params, prepared, self.arrange(query), rollout)
+
+
+def without_context(query: Query, start: Int[Array, " S"]) -> Query:
+    """Z (Y) after `start` alone: its reward is p_LM(Z Y), whatever X is."""
+    return dataclasses.replace(query, context=_repeated(start, query))
+
+
+def context_last(query: Query, start: Int[Array, " S"]) -> Query:
+    """Z then X, after `start`: reverse generation, of what may have come before X."""
+    ids, mask = query.context.ids, query.context.mask
+    length = ids.shape[1]
+    # Contexts are padded left and answers right.
+    index = (jnp.arange(length) + length - mask.sum(1, keepdims=True)) % length
+    answer = Tokens(*(jnp.take_along_axis(x, index, axis=1) for x in (ids, mask)))
+    return dataclasses.replace(query, context=_repeated(start, query), answer=answer)
+
+
+def _repeated(start: Int[Array, " S"], query: Query) -> Tokens:
+    rows = (query.example_id.shape[0], len(start))
+    return Tokens(ids=jnp.broadcast_to(start, rows), mask=jnp.ones(rows, bool))
