@@ -1,13 +1,14 @@
 """Base weights in Hugging Face's layout: a folder of config.json and safetensors, read straight onto a mesh.
 
 A parameter is stacked over layers in memory and one tensor a layer in the file. Each distinct shard of a
-stacked parameter is assembled on the host from slices of the file, sent to its devices and forgotten, so the
-host never holds more than one device's shard of one stacked parameter. A kernel that is to be quantised is read
-and quantised a layer at a time, so that no more of the blocks than that is ever held as floats.
+stacked parameter is assembled from slices of the file: a small one on the host, a large one on its devices, to which
+the host sends a layer at a time. So the host never holds more than one tensor, or 16 million numbers. A kernel that is
+to be quantised is read and quantised a layer at a time: no more of the blocks than that is ever held as floats.
 """
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ from gfn_jax.models.quantize import Kind, Quantized, check_kind, quantize_stack
 from gfn_jax.models.stacking import assemble, file_tensors, read_shard
 from gfn_jax.models.tensor_files import INDEX, SINGLE, TensorFiles, read_json, weight_files
 from gfn_jax.types import Params, PyTree
+
+ONE_GO = 2**24  # numbers of a shard that are read and sent at once
 
 
 def read_config(folder: str | pathlib.Path) -> tuple[str, ModelConfig]:
@@ -136,11 +139,33 @@ def place(shape: tuple[int, ...], sharding: Sharding, read: Callable[[tuple[slic
         owners.setdefault(bounds, []).append(device)
     shards = []
     for bounds, devices in owners.items():
-        host = read(tuple(slice(*pair) for pair in bounds))
-        shards += [jax.device_put(host, device) for device in devices]
-        jax.block_until_ready(shards[-len(devices) :])
-        del host  # before the next one is read
+        shards += _place_shard(tuple(slice(*pair) for pair in bounds), devices, read)
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _place_shard(
+    index: tuple[slice, ...], devices: list[jax.Device], read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> list[jax.Array]:
+    """One shard on all the devices that hold it; of a large stack of matrices the host holds one at a time."""
+    sizes = [part.stop - part.start for part in index]
+    if len(sizes) < 3 or sizes[0] == 1 or math.prod(sizes) <= ONE_GO:
+        host = read(index)
+        return jax.block_until_ready([jax.device_put(host, device) for device in devices])
+    stacks: list[jax.Array] = []
+    for number in range(sizes[0]):
+        layer = slice(index[0].start + number, index[0].start + number + 1)
+        host = read((layer, *index[1:]))
+        if not stacks:
+            stacks = [jnp.zeros(sizes, host.dtype, device=device) for device in devices]
+        parts = [jax.device_put(host, device) for device in devices]
+        stacks = jax.block_until_ready([_put(stack, part, number) for stack, part in zip(stacks, parts, strict=True)])
+    return stacks
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, part: jax.Array, number: int) -> jax.Array:
+    """The stack with one of its layers written, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(stack, part, number, axis=0)
 
 
 def save_model(

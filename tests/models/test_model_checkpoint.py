@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -18,6 +19,7 @@ from gfn_jax.models.checkpoint import load_model, read_config, save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.quantize import quantize_params, quantize_stack
+from gfn_jax.models.stacking import read_shard
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.text.loading import load_tokenizer
 
@@ -105,6 +107,22 @@ def test_a_kernel_is_quantised_a_layer_at_a_time(folder, kind, monkeypatch):
     assert_same(loaded, expected)
     with pytest.raises(ValueError, match="int3"):
         load_model(folder, quantize="int3")
+
+
+def test_a_large_stack_is_sent_a_layer_at_a_time(folder, monkeypatch):
+    """The same weights, of which the host never holds two layers."""
+    whole = load_model(folder)[1]
+    held = []
+
+    def read(files, source, outputs, index, dtype):
+        held.append(math.prod(part.stop - part.start for part in index[:-2]))
+        return read_shard(files, source, outputs, index, dtype)
+
+    monkeypatch.setattr(checkpoint, "ONE_GO", 0)
+    monkeypatch.setattr(checkpoint, "read_shard", read)
+    layered = load_model(folder)[1]
+    assert set(held) == {1}
+    assert_same(layered, whole)
 
 
 def test_extra_settings_are_written(tmp_path):
