@@ -29,7 +29,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 # A few steps of the main job, from a workdir that does not exist to its last line.
 smoke: $(INSTALLED)

@@ -1,189 +1,177 @@
-"""A continuation policy on any small language model: does it sample likelier sentences than the model itself?
+"""Likelier sentences at the same diversity? The frontier of a policy and of what the base can do by itself.
 
-    python benchmarks/continuation.py --model=PATH_OF_A_HUGGING_FACE_FOLDER --steps=150
+    python benchmarks/continuation.py --model=PATH_OF_A_HUGGING_FACE_FOLDER --output=RESULTS.json
 
-The next sentence Z after a prompt X is rewarded with R = p_LM(Z stop | X)^(1/T) (Hu et al. 2024, section 4.1). The
-prompts are openings that the model itself writes; a quarter of them is held out. Reported on those, for ancestral
-samples of the base, tempered samples of the base and samples of the policy: log p_LM(Z stop | X), which tempering by T
-should raise, and distinct bigrams, which it should not destroy.
+Prompts are cut, by the paper's rule, out of texts that the model itself writes; some are held out. For each reward
+temperature T a policy is trained with R = p_LM(Z stop | X)^(1/T) (Hu et al. 2024, section 4.1) and 8 sentences a
+held-out prompt are measured, beside the base's at many token temperatures and nucleus sizes, greedy and beam search.
+For every policy the table says what tempered and nucleus sampling reach *at its diversity*, interpolated.
 """
 
-import dataclasses
-import itertools
 import json
 import pathlib
-import platform
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from absl import app, flags
 
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.build import build
+from gfn_jax.build_tasks import TASKS
+from gfn_jax.defaults import gflownet_config
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.continuation import COLUMNS, ContinuationEvaluator
+from gfn_jax.evaluation.report import table
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.models.checkpoint import load_model
-from gfn_jax.models.lora import Lora, LoraConfig
-from gfn_jax.objectives import Objective
-from gfn_jax.policy.constraint import Constraint, make_constraint
-from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.rewards import PosteriorReward
-from gfn_jax.text.batching import pad_left, pad_right
+from gfn_jax.launch import set_up_logging
+from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.text.batching import pad_left
 from gfn_jax.text.loading import load_tokenizer
-from gfn_jax.text.tokens import encode_after
-from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import TrainState, make_step
-from gfn_jax.types import Query
+from gfn_jax.training.loop import train
 
 MODEL = flags.DEFINE_string("model", None, "A Hugging Face folder.", required=True)
-OPENING = flags.DEFINE_string("opening", "Once upon a time", "What every prompt begins with.")
-PROMPTS = flags.DEFINE_integer("prompts", 64, "How many prompts the model writes.")
-STEPS = flags.DEFINE_integer("steps", 150, "Training steps.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "T of the reward at the end; it starts at 1.")
+STORIES = flags.DEFINE_integer("stories", 700, "How many texts the model writes.")
+PROMPTS = flags.DEFINE_integer("prompts", 1000, "Most prompts that are cut out of them, the held-out ones included.")
+HELD_OUT = flags.DEFINE_integer("held_out", 100, "Prompts that are held out.")
+STEPS = flags.DEFINE_integer("steps", 300, "Training steps.")
+TEMPERATURES = flags.DEFINE_list("temperatures", ["0.875", "0.8"], "T of the reward at the end; it starts at 1.")
+RATE = flags.DEFINE_float("learning_rate", 1e-3, "Of the adapter.")
 LENGTH = flags.DEFINE_integer("max_length", 30, "Most tokens of a sentence.")
 SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
 OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON.")
 
+TOKEN_TEMPERATURES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+COMPARED = ("log_likelihood_max", "log_likelihood_mean", "log_likelihood_token", "length", "diversity", "distinct_2")
+NUCLEUS = (0.95, 0.9, 0.8, 0.7, 0.6)
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What sampling and scoring need."""
 
-    algorithm: GFlowNet
-    constants: Constants
+def write_texts(folder: str, count: int, seed: int, length: int = 100) -> str:
+    """Texts that the model writes from its begin-of-text on, with empty lines between them."""
+    model, params = load_model(folder)
+    tokenizer = load_tokenizer(folder)
+    stop = tokenizer.eos_token_id
+    prompt = pad_left([[tokenizer.bos_token_id]], stop)
+    constraint = make_constraint(model.vocab_size, stop, length)
+    key = jax.random.key(seed)
+    (rows,) = sample_completions(model, params, None, prompt, constraint, NoTool(), key, count, 1.0, 1)
+    return "\n\n".join(tokenizer.decode(row).strip() for row in rows)
 
-    def sample(self, query: Query, lora: Lora | None, temperature: float) -> list[list[list[int]]]:
-        """Eight sentences a prompt."""
-        constants = self.constants
-        return sample_completions(
-            self.algorithm.model,
-            constants.params,
-            lora,
-            query.prompt,
-            constants.constraint,
-            constants.environment,
-            jax.random.key(SEED.value + 1),
-            samples=8,
-            temperature=temperature,
-            batch=16,
-        )
 
-    def measure(self, query: Query, samples: list[list[list[int]]]) -> dict[str, float]:
-        """Log-likelihood under the base (nats) and diversity of the samples."""
-        constraint = self.constants.constraint
-        rows = [row for group in samples for row in group]
-        lengths = jnp.asarray([len(row) for row in rows])
-        completion = np.zeros((len(rows), constraint.horizon), np.int32)
-        for padded, row in zip(completion, rows, strict=True):
-            padded[: len(row)] = row
-        rollout = teacher_force(jnp.asarray(completion), lengths, constraint, NoTool())
-        log_reward = self.algorithm.reward.log_reward(self.constants.params, self.constants.prepared, query, rollout)
-        final = np.asarray(log_reward)[np.arange(len(rows)), np.asarray(lengths)].reshape(len(samples), -1)
-        distinct = [
-            len({pair for row in group for pair in itertools.pairwise(row)})
-            / max(sum(max(len(row) - 1, 0) for row in group), 1)
-            for group in samples
-        ]
-        return {
-            "mean_log_likelihood": float(final.mean()),
-            "max_log_likelihood": float(final.max(1).mean()),
-            "mean_length": float(np.mean(np.asarray(lengths))),
-            "distinct_bigrams": float(np.mean(distinct)),
+def configure(prompts: str, temperature: float) -> ml_collections.ConfigDict:
+    """A run on the model, like configs/continuation.py."""
+    config = gflownet_config("continuation")
+    config.seed = SEED.value
+    config.steps = config.save_every = STEPS.value
+    config.log_every = 20
+    config.model.path = MODEL.value
+    config.lora.update({"rank": 32, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
+    config.continuation = {
+        "prompts": prompts,
+        "raw": True,
+        "count": PROMPTS.value,
+        "validation": HELD_OUT.value,
+        "begin_of_text": True,
+        "stop": ".",
+        "min_length": 1,
+        "max_length": LENGTH.value,
+        "illegal": ("newlines", "urls", "repeats", "titles"),  # it spells names with capital letters
+    }
+    config.gflownet.update(
+        {
+            "queries": 8,
+            "samples": 8,
+            "replay_samples": 2,
+            "tempered": 0.5,
+            "temperature_low": 0.5,
+            "temperature_high": 2.0,
+            "buffer_capacity": 25,
+            "reward_temperature_start": 1.0,
+            "reward_temperature_end": temperature,
+            "reward_temperature_steps": max(STEPS.value // 2, 1),
         }
-
-
-def queries_of(tokenizer, texts: list[str], stop_id: int) -> Query:
-    """Prompts for policy and reward alike; Y is the stop."""
-    rows = [encode_after(tokenizer, "", text) for text in texts]
-    rows = [[tokenizer.bos_token_id, *row] if tokenizer.bos_token_id is not None else row for row in rows]
-    prompt = pad_left(rows, stop_id)
-    answer = pad_right([[stop_id]] * len(rows), stop_id)
-    return Query(example_id=jnp.arange(len(rows)), prompt=prompt, context=prompt, answer=answer)
-
-
-def write_prompts(algorithm, params, constraint: Constraint, tokenizer, stop_id: int) -> list[str]:
-    """Openings of one sentence that the model writes."""
-    opening = queries_of(tokenizer, [OPENING.value], stop_id)
-    (samples,) = sample_completions(
-        algorithm.model,
-        params,
-        None,
-        opening.prompt,
-        constraint,
-        NoTool(),
-        jax.random.key(SEED.value),
-        samples=2 * PROMPTS.value,
-        temperature=0.9,
-        batch=1,
     )
-    texts = dict.fromkeys(OPENING.value + tokenizer.decode(row) + "." for row in samples)
-    return list(texts)[: PROMPTS.value]
+    config.objective.terms.vargrad = 1.0
+    config.optimizer.update({"learning_rate": RATE.value, "warmup_steps": min(10, STEPS.value - 1)})
+    config.evaluation = {
+        "every": STEPS.value,
+        "prompts": 0,
+        "samples": 8,
+        "batch": 25,
+        "seed": SEED.value,
+        "temperatures": TOKEN_TEMPERATURES,
+        "nucleus": NUCLEUS,
+        "beams": True,
+        "diverse_groups": 8,
+        "diverse_penalty": 1.0,
+        "encoder": None,
+    }
+    return config
+
+
+def at_equal(points: Sequence[Mapping[str, float]], key: str, value: float) -> dict[str, float] | None:
+    """What a family of samplers reaches where its `key` has a value, between neighbours; None outside its range."""
+    points = sorted(points, key=lambda point: point[key])
+    xs = [point[key] for point in points]
+    if not xs[0] <= value <= xs[-1]:
+        return None
+    return {other: round(float(np.interp(value, xs, [point[other] for point in points])), 4) for other in COMPARED}
 
 
 def main(argv: list[str]) -> None:
-    """Trains and prints the comparison."""
+    """Trains a policy a temperature and prints the comparison."""
     del argv
-    model, params = load_model(MODEL.value)
-    tokenizer = load_tokenizer(MODEL.value)
-    stop_id = encode_after(tokenizer, "the end", ".")[-1]
-    constraint = make_constraint(model.vocab_size, stop_id, LENGTH.value, min_length=3)
-    settings = GFlowNetConfig(
-        queries=8,
-        samples=8,
-        replay_samples=2,
-        tempered=0.5,
-        buffer_capacity=25,
-        reward_temperature_start=1.0,
-        reward_temperature_end=TEMPERATURE.value,
-        reward_temperature_steps=max(STEPS.value // 2, 1),
-    )
-    objective = Objective((("subtb", 1.0),), "released_mean")
-    algorithm = GFlowNet(model, PosteriorReward(model), objective, settings)
-    texts = write_prompts(algorithm, params, constraint, tokenizer, stop_id)
-    held_out = len(texts) // 4
-    training, test = (queries_of(tokenizer, part, stop_id) for part in (texts[held_out:], texts[:held_out]))
-    constants = Constants(
-        params=params,
-        prepared=algorithm.reward.prepare(params),
-        queries=training,
-        query_log_weight=jnp.zeros(len(texts) - held_out),
-        constraint=constraint,
-        environment=NoTool(),
-        root=jax.random.key(SEED.value + 2),
-    )
-    lora = LoraConfig(rank=32, alpha=32.0, targets=(*model.projections, "head")[: None if not model.tied_head else -1])
-    trainable, buffer = algorithm.init(jax.random.key(SEED.value + 3), lora, len(texts) - held_out, constraint.horizon)
-    optimizer = make_optimizer(OptimizerConfig(1e-3, STEPS.value, warmup_steps=min(10, STEPS.value - 1)))
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), buffer)
-    step = jax.jit(make_step(algorithm, optimizer), donate_argnums=0)
-    start = time.perf_counter()
-    for number in range(STEPS.value):
-        state, metrics = step(state, constants)
-        if number % 10 == 0 or number == STEPS.value - 1:
-            print(f"step {number + 1}  loss {metrics['loss']:.2f}  log R {metrics['log_reward']:.2f}", flush=True)
-    seconds = time.perf_counter() - start
-    setting = Setting(algorithm, constants)
-    adapter = state.trainable.lora
-    methods = {
-        "base, temperature 1": setting.sample(test, None, 1.0),
-        f"base, temperature {TEMPERATURE.value}": setting.sample(test, None, TEMPERATURE.value),
-        "GFlowNet, temperature 1": setting.sample(test, adapter, 1.0),
+    set_up_logging()
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        texts = pathlib.Path(folder) / "texts.txt"
+        texts.write_text(write_texts(MODEL.value, STORIES.value, SEED.value))
+        found: dict[str, dict[str, float]] = {}
+        for temperature in map(float, TEMPERATURES.value):
+            config = configure(str(texts), temperature)
+            run = build(config, pathlib.Path(folder) / f"{temperature:g}")
+            trained = train(run)
+            params, lora = run.constants.params, trained.state.trainable.lora
+            model, tokenizer, entry = read_config(MODEL.value)[1], load_tokenizer(MODEL.value), TASKS["continuation"]
+            evaluator: ContinuationEvaluator = entry.evaluator(config, entry.task(config, tokenizer, model), model)
+            query = evaluator.query(0)
+            methods = evaluator.methods(params, lora, query)
+            name = f"gflownet_T{temperature:g}"
+            seconds[name] = round(trained.seconds, 1)
+            found[name] = evaluator.measure(params, lora, query, methods.pop("metrics")())
+            if "base" not in found:  # log q of what the base wrote: its own, over legal tokens
+                found |= {other: evaluator.measure(params, None, query, write()) for other, write in methods.items()}
+    families = {
+        kind: [values for name, values in found.items() if name.startswith(kind) or name == "base"]
+        for kind in ("tempered", "nucleus")
     }
-    found = {name: setting.measure(test, samples) for name, samples in methods.items()}
-    for name, values in found.items():
-        print(name, {key: round(value, 3) for key, value in values.items()})
-        print("  ", tokenizer.decode(methods[name][0][0]))
+    matched = {
+        name: {
+            f"{kind} at equal {key}": at_equal(points, key, found[name][key])
+            for kind, points in families.items()
+            for key in ("diversity", "distinct_2")
+        }
+        for name in seconds
+    }
+    rows = [(name, *(f"{values[key]:.{digits}f}" for key, _, digits in COLUMNS)) for name, values in found.items()]
+    print(table(("", *(title for _, title, _ in COLUMNS)), rows))
+    for name, others in matched.items():
+        for what, values in others.items():
+            print(f"{name}: {what}: {values or 'outside its range'}")
     if OUTPUT.value:
         facts = {
             "seed": SEED.value,
             "steps": STEPS.value,
-            "seconds": round(seconds, 1),
-            "reward_temperature": TEMPERATURE.value,
-            "machine": platform.machine(),
+            "seconds": seconds,
+            "embedding": "mean of the base's last hidden states",
+            "machine": "2 vCPUs, no accelerator",
             "date": time.strftime("%Y-%m-%d"),
-            "held_out_prompts": held_out,
+            "held_out_prompts": HELD_OUT.value,
             "methods": found,
+            "at_equal": matched,
         }
         pathlib.Path(OUTPUT.value).write_text(json.dumps(facts, indent=1) + "\n")
 

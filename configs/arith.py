@@ -102,7 +102,7 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
             "reward_temperature_steps": 150,
         }
     )
-    config.objective.terms.vargrad = 0.0
+    config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop
     config.objective.huber = None
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})
     config.evaluation.update({"every": 100, "samples": 10, "temperature": 0.1})

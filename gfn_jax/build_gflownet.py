@@ -139,12 +139,14 @@ def gflownet_parts(
     if settings.queries > len(queries.example_id):
         raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
     check_positions(model, queries, constraint.max_length)
+    objective = build_objective(config.objective, settings.samples)
+    check_first_tokens(objective, task)
     lora = section(LoraConfig, config.lora)
     reward = section(RewardConfig, config.reward)
     algorithm = GFlowNet(
         model=model,
         reward=build_reward(reward, task, model, tokenizer),
-        objective=build_objective(config.objective, settings.samples),
+        objective=objective,
         config=settings,
         dropout=lora.dropout,
         remat=config.model.remat,
@@ -189,8 +191,8 @@ def initial(config: ml_collections.ConfigDict, parts: Parts, params: Params) -> 
 
 
 def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer, seeds: Seeds) -> replay.ReplayBuffer:
-    """Puts completions where the policy's own finds will go, each with its reward."""
-    algorithm = parts.algorithm
+    """Puts completions where the policy's own finds will go, each with its reward: as many at once as a step has."""
+    algorithm, settings = parts.algorithm, parts.algorithm.config
 
     @jax.jit
     def rewarded(constants: Constants, seeds: Seeds) -> Trajectory:
@@ -198,12 +200,20 @@ def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer,
         query = jax.tree.map(lambda x: x[seeds.example_id], constants.queries)
         return Trajectory(rollout, algorithm.reward.log_reward(constants.params, constants.prepared, query, rollout))
 
-    trajectory = rewarded(constants, seeds)
+    queries = len(seeds.example_id)
+    each = len(seeds.length) // queries
+    size = max(settings.queries * settings.samples // (settings.micro_batches * each), 1)
+    chunks = []
+    for begin in range(0, queries, size):
+        query = np.minimum(np.arange(begin, begin + size), queries - 1)  # the last chunk is filled up
+        row = (query[:, None] * each + np.arange(each)).ravel()
+        chunks.append(rewarded(constants, Seeds(seeds.example_id[query], seeds.completion[row], seeds.length[row])))
+    trajectory = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: queries * each], *chunks)
     if parts.host_reward is not None:
         rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
         added = parts.host_reward(rows, trajectory.rollout)
         trajectory = dataclasses.replace(trajectory, log_reward=trajectory.log_reward + added)
-    return jax.jit(replay.add)(buffer, seeds.example_id, trajectory, algorithm.config.buffer_tolerance)
+    return jax.jit(replay.add)(buffer, seeds.example_id, trajectory, settings.buffer_tolerance)
 
 
 def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objective:
@@ -211,6 +221,21 @@ def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objectiv
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
     rest = {name: value for name, value in values.items() if name != "terms"}
     return section(Objective, rest, terms=terms, samples_per_query=samples)
+
+
+def check_first_tokens(objective: Objective, task: Task) -> None:
+    """Raises ValueError where nothing would train the first tokens.
+
+    SubTB and DB compare states that may stop. What a completion chose before the first of them cancels out of every
+    pair; only TB and VarGrad compare whole completions.
+    """
+    minimum, environment = task.constraint().min_length, task.environment
+    stops_at_once = minimum == 0 and bool(environment.may_stop(environment.init(1))[0])
+    if not stops_at_once and not {"tb", "vargrad"} & {name for name, _ in objective.terms}:
+        raise ValueError(
+            f"objective.terms has neither tb nor vargrad, and Z may not stop at once (min_length {minimum}, or the "
+            "environment): nothing would train its first tokens"
+        )
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -35,6 +35,7 @@ from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.models.quantize import check_kind, quantize_params
 from gfn_jax.models.tensor_files import read_json
+from gfn_jax.rewards.posterior import Context
 from gfn_jax.sections import section
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -136,7 +137,7 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=flops(algorithm, parts.lora, shape),
+        flops=flops(algorithm, parts.lora, shape, len(contexts(constants.prepared))),
         shape=shape,
     )
 
@@ -172,9 +173,16 @@ def count(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def contexts(prepared: PyTree) -> list[Context]:
+    """What the rewards that read the base keep; none where the reward has no use for it."""
+    leaves = jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Context))
+    return [leaf for leaf in leaves if isinstance(leaf, Context)]
+
+
 def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
     """The sizes of a step, all samples of a query counted."""
-    demonstrations = constants.prepared.demonstrations
+    kept = contexts(constants.prepared)
+    demonstrations = kept[0].demonstrations if kept else None
     query, columns = constants.queries, constants.constraint.token_ids
     return StepShape(
         queries=algorithm.config.queries,
@@ -188,13 +196,13 @@ def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
     )
 
 
-def flops(algorithm: GFlowNet, lora: LoraConfig, shape: StepShape) -> dict[str, int]:
+def flops(algorithm: GFlowNet, lora: LoraConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
     """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
     policy, base = Flops(algorithm.model, lora), Flops(algorithm.model)
     fresh = dataclasses.replace(shape, samples=algorithm.config.fresh_samples)
     parts = {
         "rollout": rollout_flops(policy, fresh),
-        "reward": packed_reward_flops(base, fresh),
+        "reward": reward_passes * packed_reward_flops(base, fresh),
         "score, update": score_flops(policy, shape),
     }
     if algorithm.remat:  # the layers once more, the head not

@@ -76,11 +76,11 @@ class PolicyScores:
 
 @struct.dataclass
 class Seeds:
-    """Completions somebody else wrote, for the replay buffer to start with: S of them, S may be 0."""
+    """Completions somebody else wrote, for the replay buffer to start with: N for each of Q queries, Q may be 0."""
 
-    example_id: Int[Array, " S"]
-    completion: Int[Array, "S T"]  # tool tokens included, filled up with the stop
-    length: Int[Array, " S"]  # tokens of Z
+    example_id: Int[Array, " Q"]  # each at most once
+    completion: Int[Array, "B T"]  # rows of one query adjacent; tool tokens included, filled up with the stop
+    length: Int[Array, " B"]  # tokens of Z
 
 
 @struct.dataclass

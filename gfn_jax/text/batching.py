@@ -31,9 +31,17 @@ def make_seeds(
 ) -> Seeds:
     """Completions of the training queries `example_ids`, each filled up with the stop to `max_length` + 1 tokens.
 
+    Args:
+        example_ids: each at most once.
+        completions: as many for every query, those of one query adjacent.
+        stop_id: fills them up.
+        max_length: tokens of Z.
+
     Raises:
-        ValueError: one of them is longer than `max_length`.
+        ValueError: a completion is longer than `max_length`, or queries and completions do not match.
     """
+    if len(set(example_ids)) < len(example_ids) or len(completions) % max(len(example_ids), 1):
+        raise ValueError(f"{len(completions)} seeding completions do not match {len(set(example_ids))} queries")
     lengths = np.asarray([len(ids) for ids in completions], np.int32)
     if len(lengths) and lengths.max() > max_length:
         raise ValueError(f"a seeding completion has {lengths.max()} tokens; max_length is {max_length}")

@@ -14,7 +14,7 @@ from gfn_jax import dry_run, launch
 from gfn_jax.build import build
 from gfn_jax.build_gflownet import gflownet_parts
 from gfn_jax.build_tasks import TASKS, entry_of
-from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -22,11 +22,14 @@ from gfn_jax.training import mesh as meshes
 from gfn_jax.training.loop import train
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+ONE = meshes.MeshConfig(1, 1, 1)
 OWN = "configs.own_task:TASK"  # the guide's example is held to the same
 # What an evaluator is asked for here; a task that is not listed is evaluated as its config says.
 EVALUATION = {
     "arithmetic": {"questions": 2, "samples": 2, "test_questions": 2, "batch": 2},
     "continuation": {"prompts": 4, "samples": 2, "batch": 4, "beams": False, "diverse_groups": 0},
+    "infilling": {"stories": 2, "test_stories": 2, "samples": 2, "batch": 2},
+    "random_numbers": {"samples": 64, "batch": 64},
     "subjectivity": {"reviews": 4, "samples": 2, "batch": 4},
     OWN: {"samples": 2},
 }
@@ -89,7 +92,7 @@ def world(request):
         folder = model_folder(config.model.path)
         model, params = load_model(folder)
         tokenizer = load_tokenizer(folder)
-        mesh = meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1))
+        mesh = meshes.abstract_mesh(ONE)
         return World(name, config, model, params, gflownet_parts(config, model, tokenizer, mesh), tokenizer)
 
 
@@ -132,6 +135,8 @@ def test_seeds_keep_to_the_constraint(world):
     assert seeds.completion.shape == (count, constraint.horizon)
     if not count:
         return
+    assert len(set(np.asarray(seeds.example_id).tolist())) == len(seeds.example_id)
+    assert count % len(seeds.example_id) == 0
     assert int(seeds.example_id.max()) < len(task.queries("train").example_id)
     assert int(seeds.length.min()) >= constraint.min_length
     forced = teacher_force(seeds.completion, seeds.length, constraint, task.environment)
@@ -159,8 +164,15 @@ def test_rewards_of_what_the_base_samples_are_finite(world):
     assert all(isinstance(task.decode(np.asarray(ids).tolist()), str) for ids in drawn.completion)
 
 
-def test_a_run_from_its_first_step_to_its_last_word(world, tmp_path):
-    run = build(world.config, tmp_path)
+QUICK = "random_numbers"  # the others compile for long; each has tests of its own that are not slow
+
+
+@pytest.mark.parametrize(
+    "name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*TASKS, OWN) if name != QUICK)]
+)
+def test_a_run_from_its_first_step_to_its_last_word(name, tmp_path):
+    config = small_config(name)
+    run = build(config, tmp_path)
     before = jax.device_get(run.state.trainable)
     trained = train(run)
     moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), before.lora, trained.state.trainable.lora)
@@ -171,7 +183,7 @@ def test_a_run_from_its_first_step_to_its_last_word(world, tmp_path):
     assert np.isfinite(losses).all()
     page = run.finish(trained)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["task"] == world.config.task
+    assert results["task"] == name
     base = next(value for key, value in results.items() if key.startswith("base"))
     assert set(results["metrics"]) & set(base), "the base is measured by the same names"
     assert str(tmp_path / "results.json") in page
@@ -186,6 +198,17 @@ def test_the_papers_preset_is_planned(name, monkeypatch):
     text = dry_run.dry_run(config_of(name, preset="paper"))
     assert "parameters" in text
     assert "TFLOP" in text
+
+
+def test_first_tokens_that_nothing_would_train_are_refused():
+    """SubTB alone, where Z may not stop at once: what it chose before cancels out of every pair."""
+    config = config_of("continuation", "--config.objective.terms.vargrad=0.0")
+    folder = model_folder(config.model.path)
+    model, tokenizer, mesh = read_config(folder)[1], load_tokenizer(folder), meshes.abstract_mesh(ONE)
+    with pytest.raises(ValueError, match="min_length 1"):
+        gflownet_parts(config, model, tokenizer, mesh)
+    config.continuation.min_length = 0
+    gflownet_parts(config, model, tokenizer, mesh)
 
 
 @pytest.mark.parametrize(

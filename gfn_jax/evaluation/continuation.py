@@ -1,0 +1,310 @@
+"""Likelihood against diversity: the policy beside what else one can do with the base (paper, Figure 3).
+
+N sentences a prompt, of which the maximum and the mean of log p_LM(Z stop | X) are averaged over prompts. Every
+sentence, whoever wrote it, is scored under the base *and* under the policy (log q, over legal tokens): the two are not
+to be mixed. How well the policy balances is the standard deviation, within a prompt and over its own samples, of
+
+    log p_LM(Z stop | X) / T - log q(Z stop | X),
+
+which is 0 exactly where q is proportional to p^(1/T).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
+from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.score import score
+from gfn_jax.policy.search import Beam, Nucleus, search
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.types import Params, Query, Tokens
+
+Samples = list[list[list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuationEvaluationConfig:
+    """How sentences are written for evaluation, and what they are compared with.
+
+    Attributes:
+        every: steps between two validations.
+        prompts: validation prompts then; 0 for all, as at the end.
+        samples: N, sentences a prompt.
+        batch: prompts at once.
+        seed: of the samples.
+        temperatures: of the tempered baselines; 1 is ancestral sampling.
+        nucleus: top_p of the nucleus baselines.
+        beams: beam search, greedy decoding and diverse beam search too.
+        diverse_groups: groups of diverse beam search; N must be a multiple.
+        diverse_penalty: its penalty in nats.
+        encoder: folder of a sentence encoder; None for the base's hidden states.
+    """
+
+    every: int
+    prompts: int
+    samples: int
+    batch: int
+    seed: int
+    temperatures: tuple[float, ...]
+    nucleus: tuple[float, ...]
+    beams: bool
+    diverse_groups: int
+    diverse_penalty: float
+    encoder: str | None
+
+    def __post_init__(self):
+        if min(self.every, self.batch) < 1 or self.samples < 2 or self.prompts < 0:
+            raise ValueError("evaluation needs every >= 1, batch >= 1, samples >= 2 (diversity) and prompts >= 0")
+        if any(not 0 < top_p <= 1 for top_p in self.nucleus) or min(self.temperatures, default=1) <= 0:
+            raise ValueError("evaluation.nucleus must lie in (0, 1], evaluation.temperatures be positive")
+        if self.beams and (self.diverse_groups < 1 or self.samples % self.diverse_groups):
+            raise ValueError(f"evaluation.samples ({self.samples}) do not divide into {self.diverse_groups} groups")
+
+
+class Sentences(Protocol):
+    """A task whose Z is a sentence."""
+
+    def queries(self, split: str) -> Query: ...
+
+    def constraint(self, training: bool = True) -> Constraint: ...
+
+    @property
+    def begin_ids(self) -> list[int]: ...
+
+    def question(self, split: str, example: int) -> str: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuationEvaluator:
+    """Writes sentences in many ways and measures them all alike.
+
+    Attributes:
+        model: the base's shape.
+        task: prompts and constraint.
+        config: what is compared.
+        temperature: T that the reward ends at, to measure the balance with.
+        split: whose prompts.
+    """
+
+    model: ModelConfig
+    task: Sentences
+    config: ContinuationEvaluationConfig
+    temperature: float
+    split: str = "validation"
+
+    best_metric = None
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return self.config.every
+
+    @functools.cached_property
+    def constraint(self) -> Constraint:
+        """What may be written."""
+        return self.task.constraint(training=False)
+
+    def query(self, count: int) -> Query:
+        """The first `count` prompts (0: all)."""
+        query = self.task.queries(self.split)
+        return jax.tree.map(lambda x: x[:count], query) if count else query
+
+    def sample(self, params: Params, lora: Lora | None, query: Query, temperature: float = 1.0) -> Samples:
+        """Sentences of the base (`lora` None) or of a policy."""
+        config = self.config
+        key = jax.random.key(config.seed)
+        samples = config.samples if temperature > 0 else 1
+        return sample_completions(
+            self.model, params, lora, query.prompt, self.constraint, NoTool(), key, samples, temperature, config.batch
+        )
+
+    def search(self, params: Params, query: Query, strategy: Nucleus | Beam) -> Samples:
+        """Sentences that nucleus sampling or a beam search of the base gives."""
+        found: Samples = []
+        for number, (part, count) in enumerate(batches(query, self.config.batch)):
+            key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+            completion, length, _ = _search(
+                self.model, params, None, part.prompt, self.constraint, strategy, self.config.samples, key
+            )
+            rows, lengths = np.asarray(completion)[:count], np.asarray(length)[:count]
+            found += [[row[:n].tolist() for row, n in zip(*group)] for group in zip(rows, lengths)]
+        return found
+
+    def measure(self, params: Params, lora: Lora | None, query: Query, samples: Samples) -> dict[str, float]:
+        """What one way of writing gives, averaged over prompts; logarithms in nats.
+
+        Returns:
+            `log_likelihood_max`, `log_likelihood_mean` (base), `log_likelihood_token` (a token, the stop counted),
+            `log_policy_max`, `log_policy_mean` (log q), `balance_spread`, `length`, `diversity`, `distinct_1`,
+            `distinct_2`, `unique` (the share of different sentences).
+        """
+        width = len(samples[0])
+        log_p, log_q, embeddings = [], [], []
+        for begin, (part, count) in zip(range(0, len(samples), self.config.batch), batches(query, self.config.batch)):
+            group = [samples[begin + min(i, count - 1)] for i in range(len(part.example_id))]
+            completion, length = self._padded([row for rows in group for row in rows])
+            base, policy = _log_probs(self.model, params, lora, part, completion, length, self.constraint)
+            log_p.append(np.asarray(base).reshape(-1, width)[:count])
+            log_q.append(np.asarray(policy).reshape(-1, width)[:count])
+            hidden = self._embed(params, completion, length)
+            embeddings.append(hidden.reshape(-1, width, hidden.shape[-1])[:count])
+        base, policy = np.concatenate(log_p), np.concatenate(log_q)
+        lengths = np.array([[len(row) for row in rows] for rows in samples])
+        return {
+            "log_likelihood_max": float(base.max(1).mean()),
+            "log_likelihood_mean": float(base.mean()),
+            "log_likelihood_token": float((base / (lengths + 1)).mean()),
+            "log_policy_max": float(policy.max(1).mean()),
+            "log_policy_mean": float(policy.mean()),
+            "balance_spread": float(np.mean(np.std(base / self.temperature - policy, axis=1))),
+            "length": float(lengths.mean()),
+            "diversity": float(mean_pairwise_distance(np.concatenate(embeddings)).mean()),
+            "distinct_1": float(np.mean([distinct(rows, 1) for rows in samples])),
+            "distinct_2": float(np.mean([distinct(rows, 2) for rows in samples])),
+            "unique": float(np.mean([len({tuple(row) for row in rows}) / len(rows) for rows in samples])),
+        }
+
+    def methods(self, params: Params, lora: Lora | None, query: Query) -> dict[str, Callable[[], Samples]]:
+        """Name in `results.json` -> how it writes; `metrics` is the policy, `base` ancestral sampling of the base."""
+        config = self.config
+        out: dict[str, Callable[[], Samples]] = {"metrics": lambda: self.sample(params, lora, query)}
+        out["base"] = lambda: self.sample(params, None, query)
+        for temperature in config.temperatures:
+            if temperature != 1.0:
+                out[f"tempered_{temperature:g}"] = functools.partial(self.sample, params, None, query, temperature)
+        for top_p in config.nucleus:
+            out[f"nucleus_{top_p:g}"] = functools.partial(self.search, params, query, Nucleus(top_p))
+        if config.beams:
+            diverse = Beam(config.diverse_groups, config.diverse_penalty)
+            out["greedy"] = functools.partial(self.sample, params, None, query, 0.0)
+            out["beam"] = functools.partial(self.search, params, query, Beam())
+            out["diverse_beam"] = functools.partial(self.search, params, query, diverse)
+        return out
+
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """The policy alone, on a few prompts."""
+        query = self.query(self.config.prompts)
+        return self.measure(params, lora, query, self.sample(params, lora, query))
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """Likelihood and diversity."""
+        shown = ("log_likelihood_max", "log_likelihood_mean", "diversity")
+        return "log p max {:.2f} mean {:.2f} diversity {:.3f}".format(*(validated[name] for name in shown))
+
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """All methods on all prompts."""
+        query = self.query(0)
+        written = {name: write() for name, write in self.methods(params, lora, query).items()}
+        found = {name: self.measure(params, lora, query, samples) for name, samples in written.items()}
+        return Findings(found, self.page(found, written))
+
+    def page(self, found: Mapping[str, Mapping[str, float]], written: Mapping[str, Samples]) -> str:
+        """The table, and a few sentences."""
+        names = {"metrics": "gflownet (this run)", "base": "base, ancestral"}
+        rows = [
+            (names[name] if name in names else name.replace("_", " "), *(f"{m[key]:.{d}f}" for key, _, d in COLUMNS))
+            for name, m in found.items()
+        ]
+        encoder = self.config.encoder or "mean of the base's last hidden states"
+        lines = [
+            f"{self.config.samples} sentences for each of {len(written['metrics'])} prompts (greedy: one), averages:",
+            "",
+            table(("", *(title for _, title, _ in COLUMNS)), rows),
+            "",
+            "log p: of the sentence with its full stop, under the base; log q: under the policy; nats.",
+            f"Diversity: mean pairwise cosine distance; embedding: {encoder}.",
+            "",
+        ]
+        for example in range(min(2, len(written["metrics"]))):
+            lines.append(f"  {self.task.question(self.split, example)}")
+            for name in ("metrics", "base"):
+                sentences = [self.task.decode(row).strip() for row in written[name][example][:3]]
+                lines += [f"    {names[name]}: {sentence}." for sentence in sentences]
+        return "\n".join(lines)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
+        completion = np.full((len(rows), self.constraint.horizon), self.constraint.stop_id, np.int32)
+        for padded, row in zip(completion, rows):
+            padded[: len(row)] = row
+        return completion, np.array([len(row) for row in rows], np.int32)
+
+    def _embed(
+        self, params: Params, completion: Int[np.ndarray, "B T"], length: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, "B E"]:
+        """Embeddings of Z with its full stop."""
+        if self.config.encoder is not None:
+            texts = [self.task.decode(row[:n].tolist()).strip() + "." for row, n in zip(completion, length)]
+            return self._encoder.embed(texts)
+        begin = self.task.begin_ids  # what stands before a prompt, so before a sentence read by itself
+        ids = np.concatenate([np.tile(np.array(begin, np.int32), (len(completion), 1)), completion], axis=1)
+        real = np.arange(ids.shape[1]) <= len(begin) + length[:, None]
+        pooled = real & (np.arange(ids.shape[1]) >= len(begin))
+        text = Tokens(jnp.asarray(ids), jnp.asarray(real))
+        return np.asarray(mean_hidden_states(self.model, params, text, jnp.asarray(pooled)))
+
+    @functools.cached_property
+    def _encoder(self) -> SentenceEncoder:
+        assert self.config.encoder is not None
+        return SentenceEncoder(self.config.encoder)
+
+
+# Metric, title, decimals.
+COLUMNS = (
+    ("log_likelihood_max", "max log p", 2),
+    ("log_likelihood_mean", "mean log p", 2),
+    ("log_policy_mean", "mean log q", 2),
+    ("log_likelihood_token", "log p/token", 3),
+    ("length", "tokens", 1),
+    ("diversity", "diversity", 4),
+    ("distinct_1", "distinct-1", 3),
+    ("distinct_2", "distinct-2", 3),
+    ("unique", "unique", 2),
+)
+
+_search = jax.jit(search, static_argnums=(0, 6))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probs(
+    model: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    query: Query,
+    completion: Int[Array, "B T"],
+    length: Int[Array, " B"],
+    constraint: Constraint,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Log p_LM(Z stop | X) under the base and log q(Z stop | X) under the policy."""
+    rollout = teacher_force(completion, length, constraint, NoTool())
+    reward = PosteriorReward(model)
+    log_reward = reward.log_reward(params, reward.prepare(params), query, rollout)
+    log_p = jnp.take_along_axis(log_reward, length[:, None], axis=1)[:, 0]
+    log_q = score(model, params, lora, query.prompt, rollout, constraint).log_pf.sum(1)
+    return log_p, log_q
+
+
+def batches(query: Query, size: int) -> list[tuple[Query, int]]:
+    """Parts of `size` queries, the last filled up with its last query; and how many of each are real."""
+    count = len(query.example_id)
+    size = min(size, count)
+    parts = []
+    for begin in range(0, count, size):
+        index = np.minimum(np.arange(begin, begin + size), count - 1)
+        part = jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), query)
+        parts.append((part, min(size, count - begin)))
+    return parts

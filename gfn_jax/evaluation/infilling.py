@@ -1,0 +1,316 @@
+"""Story infilling measured: exactly where the stories are generated, by text metrics and a judge where they are real.
+
+Three writers are compared on held-out stories: the policy; the base with the policy's prompt ("prompting"); the base
+continuing X without knowing Y. A judge also reads the stories as they were written. Generated stories: see
+`infilling_exact`. Any story: BLEU-4 and GLEU-4 against the author's sentence, the mean log p_LM(Z Y | X), the share of
+a story's samples that differ, and optionally BERTScore and a judge.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.infilling_exact import Listed, Scorer, distances, divergence, list_sentences, log_posterior
+from gfn_jax.evaluation.judge import Judge
+from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.evaluation.text_metrics import bert_score, bleu, gleu
+from gfn_jax.interfaces import Reward
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.types import Params, Query, Tokens
+
+Samples = list[list[list[int]]]
+
+# Hu et al. 2024, Table 2, for orientation: GPT-2 Large on ROCStories, BLEU-4 and GLEU-4.
+PAPER = (("paper, GPT-2 Large: prompting", 1.3, 3.2), ("supervised", 1.6, 3.7), ("GFlowNet", 2.1, 4.2))
+# Samples a story by which the posterior's share of unlisted sentences is estimated.
+UNLISTED_SAMPLES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class InfillingEvaluationConfig:
+    """How sentences are sampled for evaluation, and who judges them.
+
+    Attributes:
+        every: steps between two validations.
+        stories: validation stories then.
+        test_stories: test stories at the end; 0 for all.
+        samples: sentences a story, of which BLEU and the other text metrics are averages.
+        temperature: of the samples; what is exact is exact at temperature 1.
+        batch: stories at once.
+        seed: of the samples.
+        bert_folder, bert_layer: an encoder's folder and the layer compared for BERTScore; None leaves it out.
+        judge_url, judge_model: an OpenAI-compatible API and its model; None leaves the judge out.
+        judge_samples: sentences a story that the judge reads.
+    """
+
+    every: int
+    stories: int
+    test_stories: int
+    samples: int
+    temperature: float
+    batch: int
+    seed: int
+    bert_folder: str | None
+    bert_layer: int
+    judge_url: str | None
+    judge_model: str | None
+    judge_samples: int
+
+    def __post_init__(self):
+        if min(self.every, self.stories, self.samples, self.batch, self.judge_samples) < 1 or self.test_stories < 0:
+            raise ValueError("evaluation every, stories, samples, batch and judge_samples must be at least 1")
+        if self.judge_url is not None and not self.judge_model:
+            raise ValueError("evaluation.judge_url is set: name its model in evaluation.judge_model")
+
+
+class Story(Protocol):
+    """A problem's texts."""
+
+    @property
+    def beginning(self) -> str: ...
+
+    @property
+    def middle(self) -> str: ...
+
+    @property
+    def ending(self) -> str: ...
+
+    def story(self, middle: str) -> str: ...
+
+
+class Infills(Protocol):
+    """A task whose Z is the fourth sentence of a story."""
+
+    @property
+    def splits(self) -> Mapping[str, Sequence[Story]]: ...
+
+    def queries(self, split: str) -> Query: ...
+
+    def constraint(self, training: bool = True) -> Constraint: ...
+
+    def reward(self, model: ModelConfig) -> Reward: ...
+
+    def candidates(self, split: str, example: int) -> dict[tuple[int, ...], float]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InfillingEvaluator:
+    """Measures policies on a split's first stories.
+
+    Attributes:
+        model: the shape of base and policy.
+        task: the stories.
+        config: what is measured.
+        temperature: T that the reward ends at.
+    """
+
+    model: ModelConfig
+    task: Infills
+    config: InfillingEvaluationConfig
+    temperature: float
+    # The base's log posterior by split: the base never changes, and it takes longer than the policy's side.
+    _posteriors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+
+    best_metric = None
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return self.config.every
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Log q and log R of given sentences."""
+        return Scorer(self.model, self.task.reward(self.model), self.task.constraint(False), self.config.batch)
+
+    @functools.cached_property
+    def listed(self) -> dict[str, Listed]:
+        """By split, the sentences that the generator could write; empty for stories that are not generated."""
+        if not self.task.candidates("test", 0):
+            return {}
+        horizon = self.scorer.constraint.horizon
+        return {
+            split: list_sentences(self.task, split, self._count(split), horizon) for split in ("validation", "test")
+        }
+
+    def _count(self, split: str) -> int:
+        wanted, available = self.config.stories, len(self.task.splits[split])
+        if split == "test":
+            wanted = self.config.test_stories or available
+        return min(wanted, available)
+
+    def query(self, split: str) -> Query:
+        """The first stories of a split."""
+        return jax.tree.map(lambda x: x[: self._count(split)], self.task.queries(split))
+
+    def posterior(self, params: Params, split: str) -> np.ndarray:
+        """[M, K] the base's log posterior over the listed sentences."""
+        if split not in self._posteriors:
+            listed = self.listed[split]
+            log_reward = self.scorer.log_reward(params, self.query(split), listed.ids, listed.lengths)
+            self._posteriors[split] = log_posterior(log_reward, listed.mask, self.temperature)
+        return self._posteriors[split]
+
+    def exact(self, params: Params, lora: Lora | None, split: str, prompt: Tokens) -> dict[str, float]:
+        """What `infilling_exact.distances` says of a writer who is told `prompt`."""
+        listed = self.listed[split]
+        log_q = self.scorer.log_policy(params, lora, prompt, listed.ids, listed.lengths)
+        return distances(log_q, self.posterior(params, split), listed)
+
+    def sample(self, params: Params, lora: Lora | None, prompt: Tokens, samples: int, temperature: float) -> Samples:
+        """Sentences of a writer who is told `prompt`."""
+        key = jax.random.key(self.config.seed)
+        constraint, batch = self.scorer.constraint, self.config.batch
+        return sample_completions(
+            self.model, params, lora, prompt, constraint, NoTool(), key, samples, temperature, batch
+        )
+
+    def likelihood(self, params: Params, split: str, samples: Samples) -> np.ndarray:
+        """[M, N] log p_LM(Z Y | X) in nats."""
+        return self.scorer.log_reward(params, self.query(split), *padded(samples, self.scorer.constraint))
+
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """The exact measures of generated stories; of others the mean log p_LM(Z Y | X) of samples, and GLEU-4."""
+        query = self.query("validation")
+        if self.listed:
+            return self.exact(params, lora, "validation", query.prompt)
+        samples = self.sample(params, lora, query.prompt, self.config.samples, self.config.temperature)
+        return self.text_metrics(params, "validation", samples)
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """The same for a line of progress."""
+        if "kl" in validated:
+            return f"validation KL {validated['kl']:.3f} nats, consistent {validated['consistency']:.0f} %"
+        return f"validation log R {validated['log_reward']:.2f}, GLEU-4 {validated['gleu_4']:.2f}"
+
+    def text_metrics(self, params: Params, split: str, samples: Samples) -> dict[str, float]:
+        """Against the authors' sentences."""
+        stories = self.task.splits[split][: len(samples)]
+        texts = [[self.task.decode(row).strip() + "." for row in rows] for rows in samples]
+        pairs = [(text, story.middle) for story, rows in zip(stories, texts) for text in rows]
+        written, references = zip(*pairs)
+        found = {
+            "bleu_4": bleu(written, references),
+            "gleu_4": gleu(written, references),
+            "log_reward": float(self.likelihood(params, split, samples).mean()),
+            "distinct": 100 * float(np.mean([len(set(rows)) / len(rows) for rows in texts])),
+            "length": float(np.mean([len(row) for rows in samples for row in rows])),
+        }
+        if self.config.bert_folder is not None:
+            found["bert_score"] = bert_score(written, references, self.config.bert_folder, self.config.bert_layer)
+        return found
+
+    def judged(self, stories: Sequence[str]) -> dict[str, float]:
+        """The judge's mean score, if there is a judge."""
+        if self.config.judge_url is None:
+            return {}
+        return Judge(self.config.judge_url, str(self.config.judge_model)).mean_score(stories)
+
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """All writers on the test stories."""
+        query, stories = self.query("test"), self.task.splits["test"][: self._count("test")]
+        writers = {
+            "base": (None, query.prompt),
+            "base_continuation": (None, query.context),
+            "metrics": (lora, query.prompt),
+        }
+        found: dict[str, dict[str, Any]] = {}
+        for name, (adapter, prompt) in writers.items():
+            samples = self.sample(params, adapter, prompt, self.config.samples, self.config.temperature)
+            found[name] = {
+                **(self.exact(params, adapter, "test", prompt) if self.listed else {}),
+                **self.text_metrics(params, "test", samples),
+                **self.judged(
+                    [
+                        story.story(self.task.decode(row))
+                        for story, rows in zip(stories, samples)
+                        for row in rows[: self.config.judge_samples]
+                    ]
+                ),
+            }
+        if self.listed:
+            found["posterior"] = self.posterior_facts(params)
+        if self.config.judge_url is not None:
+            found["reference"] = self.judged([story.story(story.middle.removesuffix(".")) for story in stories])
+        rounded = {name: {key: round(value, 4) for key, value in values.items()} for name, values in found.items()}
+        return Findings(rounded, self._page(rounded, samples))
+
+    def posterior_facts(self, params: Params) -> dict[str, float]:
+        """Of the target itself: how spread it is, how far from the generator's, what lies outside the list.
+
+        `unlisted` is estimated with sentences Z' ~ q' that the base writes after X, weighted by R(Z') / q'(Z').
+        """
+        listed, log_p, query = self.listed["test"], self.posterior(params, "test"), self.query("test")
+        samples = self.sample(params, None, query.context, UNLISTED_SAMPLES, 1.0)
+        ids, lengths = padded(samples, self.scorer.constraint)
+        log_q = self.scorer.log_policy(params, None, query.context, ids, lengths)
+        log_weight = self.scorer.log_reward(params, query, ids, lengths) / self.temperature - log_q
+        weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+        known = np.array(
+            [
+                [tuple(row) in self.task.candidates("test", example) for row in rows]
+                for example, rows in enumerate(samples)
+            ]
+        )
+        p = np.exp(log_p)
+        return {
+            "entropy": float(-np.where(listed.mask, p * np.where(listed.mask, log_p, 0.0), 0.0).sum(1).mean()),
+            "kl_generator": float(divergence(listed.generator, log_p).mean()),
+            "consistency": 100 * float((p * (listed.generator > 0)).sum(1).mean()),
+            "unlisted": 100 * float(np.mean((weight * ~known).sum(1) / weight.sum(1))),
+        }
+
+    def _page(self, found: Mapping[str, Mapping[str, float]], samples: Samples) -> str:
+        names = {
+            "base": "base, prompted",
+            "base_continuation": "base, told X alone",
+            "metrics": "gflownet (this run)",
+        }
+        columns = {"kl": "KL(p|q)", "kl_generator": "KL(g|q)", "consistency": "consistent, %", "listed": "listed, %"}
+        texts = {"bleu_4": "BLEU-4", "gleu_4": "GLEU-4", "log_reward": "log R", "distinct": "distinct, %"}
+        extra = {"bert_score": "BERTScore", "judge": "judge, 1-5"}
+        columns = {key: name for key, name in (columns | texts | extra).items() if key in found["metrics"]}
+        rows = [(title, *(f"{found[key][c]:.2f}" for c in columns)) for key, title in names.items()]
+        lines = [
+            f"{len(samples)} held-out stories; what is sampled: {self.config.samples} sentences a story at temperature "
+            f"{self.config.temperature}:",
+            "",
+            table(("", *columns.values()), rows),
+        ]
+        if self.listed:
+            target = found["posterior"]
+            lines += [
+                "",
+                "p: the base's posterior over the generator's sentences, which the policy is trained towards "
+                f"(entropy {target['entropy']:.2f} nats, {target['consistency']:.1f} % consistent, KL(g|p) "
+                f"{target['kl_generator']:.2f}, outside the list {target['unlisted']:.1f} %); g: the generator's own.",
+            ]
+        else:
+            lines += ["", table(("another model and test set", "BLEU-4", "GLEU-4"), PAPER)]
+        return "\n".join([*lines, "", "Sampled stories, the fourth sentence by the policy:", *self._stories(samples)])
+
+    def _stories(self, samples: Samples, count: int = 3) -> list[str]:
+        stories = self.task.splits["test"]
+        return [
+            f"  {story.beginning} [{self.task.decode(rows[0]).strip()}.] {story.ending}"
+            for story, rows in list(zip(stories, samples))[:count]
+        ]
+
+
+def padded(samples: Samples, constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
+    """[M, N, T] tokens, filled up with the stop, and [M, N] lengths."""
+    ids = np.full((len(samples), len(samples[0]), constraint.horizon), constraint.stop_id, np.int32)
+    for m, rows in enumerate(samples):
+        for n, row in enumerate(rows):
+            ids[m, n, : len(row)] = row
+    return ids, np.array([[len(row) for row in rows] for rows in samples], np.int32)

@@ -1,0 +1,246 @@
+"""How far a sampler of numbers is from its target, exactly: every token sequence that spells a number is scored.
+
+With q(n) the policy's probability of the number n, summed over all its spellings in tokens, m = sum_n q(n) the valid
+mass, and p the target over the support (Hu et al. 2024, section 2, where KL is estimated from samples):
+
+    kl_to_target     KL(q(.|valid) || p) = sum_n q(n)/m log(q(n) / (m p(n)))
+    kl_from_target   KL(p || q) = sum_n p(n) log(p(n) / q(n)), which counts the invalid mass: -log m is in it
+    total_variation  1/2 (sum_n |q(n) - p(n)| + 1 - m), on the numbers and "invalid"
+    covered          numbers of the support with q(n) > p(n) / 10
+
+The first must leave the invalid mass out, as p has none there; the second need not. An estimate of the first from v
+valid samples has a bias of about (k - 1) / (2 v) for k numbers, which a perfect sampler shows too: its noise floor
+(less where the target is peaked, as numbers that never occur add nothing).
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.score import score
+from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.types import Params, Query, Rollout, Tokens
+
+# Hu et al. 2024, section 2: instruct GPT-J 6B, estimates from samples. For orientation only: another model.
+PAPER = (
+    ("paper, GPT-J 6B: base", "3.37", "-", "50.5 %", "-", "-"),
+    ("paper, GPT-J 6B: PPO", "-", "-", "95.8 %", "-", "-"),
+    ("paper, GPT-J 6B: GFlowNet (512,000 samples)", "9.75e-05", "-", "100 %", "-", "-"),
+)
+SMALLEST = 1e-300  # stands for a probability that is not above zero
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomNumbersEvaluationConfig:
+    """How it is measured.
+
+    Attributes:
+        every: steps between two exact measurements on the way.
+        samples: drawn at the end, for the estimate.
+        batch: samples at once.
+        seed: of the samples.
+    """
+
+    every: int
+    samples: int
+    batch: int
+    seed: int
+
+    def __post_init__(self):
+        if min(self.every, self.samples, self.batch) < 1:
+            raise ValueError("evaluation's every, samples and batch must each be at least 1")
+
+
+class Spelt(Protocol):
+    """Token sequences, and the place in the support of the number each spells."""
+
+    @property
+    def completion(self) -> Int[np.ndarray, "S T"]: ...
+
+    @property
+    def length(self) -> Int[np.ndarray, " S"]: ...
+
+    @property
+    def number(self) -> Int[np.ndarray, " S"]: ...
+
+
+class NumberTask(Protocol):
+    """A task whose completions spell numbers."""
+
+    @property
+    def log_target(self) -> Mapping[int, float]: ...
+
+    @property
+    def spellings(self) -> Spelt: ...
+
+    def constraint(self, training: bool = True) -> Constraint: ...
+
+    def queries(self, split: str) -> Query: ...
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_q(
+    model: ModelConfig, params: Params, lora: Lora | None, prompt: Tokens, spelt: Rollout, constraint: Constraint
+) -> Float[Array, " S"]:
+    return score(model, params, lora, prompt, spelt, constraint).log_pf.sum(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomNumbersEvaluator:
+    """Exact distances to the target, and the sampled estimate beside them."""
+
+    model: ModelConfig
+    task: NumberTask
+    config: RandomNumbersEvaluationConfig
+
+    best_metric = None  # the learning rate ends at zero: the last step is the best
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return self.config.every
+
+    @functools.cached_property
+    def constraint(self) -> Constraint:
+        """What may be written."""
+        return self.task.constraint(training=False)
+
+    @functools.cached_property
+    def prompt(self) -> Tokens:
+        """[1, P]."""
+        return self.task.queries("test").prompt
+
+    @functools.cached_property
+    def log_p(self) -> Float[np.ndarray, " K"]:
+        """The target of every number of the support, as logarithms."""
+        return np.array(list(self.task.log_target.values()))
+
+    @functools.cached_property
+    def spelt(self) -> Rollout:
+        """All sequences that spell a number, as they would have been written."""
+        spellings = self.task.spellings
+        completion, length = jnp.asarray(spellings.completion), jnp.asarray(spellings.length)
+        return teacher_force(completion, length, self.constraint, NoTool())
+
+    def probabilities(self, params: Params, lora: Lora | None) -> Float[np.ndarray, " K"]:
+        """The chance of every number of the support, the base's where `lora` is None; they add up to the valid mass."""
+        log_q = _log_q(self.model, params, lora, self.prompt, self.spelt, self.constraint)
+        return np.bincount(self.task.spellings.number, np.exp(np.asarray(log_q, np.float64)), len(self.log_p))
+
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """The exact distances."""
+        return distances(self.probabilities(params, lora), self.log_p)
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """The same for a line of progress."""
+        return (
+            f"KL {validated['kl_to_target']:.2g}  valid {100 * validated['valid_mass']:.2f} %  "
+            f"covered {validated['covered']:.0f}/{len(self.log_p)}"
+        )
+
+    def estimate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """KL(q(.|valid) || p) from samples, as one would have to without the enumeration.
+
+        Returns:
+            `sampled_kl` and its `sampled_noise_floor` in nats, `sampled_valid_mass`, and the number of `samples`.
+        """
+        batch = min(self.config.batch, self.config.samples)
+        count = -(-self.config.samples // batch)
+        prompts = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), self.prompt)
+        key = jax.random.key(self.config.seed)
+        groups = sample_completions(
+            self.model, params, lora, prompts, self.constraint, NoTool(), key, samples=batch, temperature=1.0, batch=1
+        )
+        spellings = self.task.spellings
+        place = {
+            tuple(ids[:n].tolist()): number
+            for ids, n, number in zip(spellings.completion, spellings.length, spellings.number, strict=True)
+        }
+        counts = collections.Counter(place.get(tuple(ids)) for group in groups for ids in group)
+        samples = counts.total()
+        valid = samples - counts.pop(None, 0)
+        share = np.array([counts[number] for number in range(len(self.log_p))]) / max(valid, 1)
+        return {
+            "sampled_kl": kl(share, self.log_p) if valid else float("nan"),
+            "sampled_noise_floor": (len(self.log_p) - 1) / (2 * max(valid, 1)),
+            "sampled_valid_mass": valid / samples,
+            "samples": samples,
+        }
+
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """Policy and base, and both distributions number by number."""
+        found: dict[str, dict[str, Any]] = {}
+        listed: dict[str, list[float]] = {"number": list(self.task.log_target), "target": np.exp(self.log_p).tolist()}
+        for method, adapter in (("metrics", lora), ("base", None)):
+            q = self.probabilities(params, adapter)
+            found[method] = {**distances(q, self.log_p), **self.estimate(params, adapter)}
+            listed["policy" if method == "metrics" else method] = q.tolist()
+        return Findings({**found, "distribution": listed}, self.page(found, listed))
+
+    def page(self, found: Mapping[str, Mapping[str, float]], listed: Mapping[str, list[float]]) -> str:
+        """The table, and what the base likes best."""
+        size = len(self.log_p)
+
+        def row(title: str, values: Mapping[str, float]) -> tuple[str, ...]:
+            return (
+                title,
+                f"{values['kl_to_target']:.2e}",
+                f"{values['kl_from_target']:.2e}",
+                f"{100 * values['valid_mass']:.3f} %",
+                f"{values['covered']} of {size}",
+                f"{values['sampled_kl']:.2e} ({values['sampled_noise_floor']:.1e})",
+            )
+
+        header = ("exact, in nats", "KL(q|p), valid", "KL(p|q)", "valid", "covered", "sampled KL (floor)")
+        rows = [row("base", found["base"]), row("gflownet (this run)", found["metrics"])]
+        favourites = np.argsort(listed["base"])[::-1][:5]
+        likes = ", ".join(f"{listed['number'][i]} ({100 * listed['base'][i]:.1f} %)" for i in favourites)
+        return "\n".join(
+            [
+                f"Distance to the target over {size} numbers; estimates from {found['metrics']['samples']} samples:",
+                "",
+                table(header, [*rows, *PAPER]),
+                "",
+                f"The base says most often: {likes}",
+            ]
+        )
+
+
+def kl(q: Float[np.ndarray, " K"], log_p: Float[np.ndarray, " K"]) -> float:
+    """KL(q || p) in nats of two distributions; every term is made non-negative, so that none cancel."""
+    return float((q * (log_of(q) - log_p) - q + np.exp(log_p)).sum())
+
+
+def log_of(q: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """Its logarithm, finite."""
+    return np.log(np.maximum(q, SMALLEST))
+
+
+def distances(q: Float[np.ndarray, " K"], log_p: Float[np.ndarray, " K"]) -> dict[str, float]:
+    """The measures of the module docstring, of q which adds up to the valid mass.
+
+    Returns:
+        `kl_to_target`, `kl_from_target` in nats, `total_variation` and `valid_mass` in 0..1, `covered` numbers.
+    """
+    valid, p = float(q.sum()), np.exp(log_p)
+    return {
+        "kl_to_target": kl(q / valid, log_p),
+        "kl_from_target": float((p * (log_p - log_of(q))).sum()),
+        "total_variation": float(np.abs(q - p).sum() + 1 - valid) / 2,
+        "valid_mass": valid,
+        "covered": int((log_of(q) > log_p - math.log(10)).sum()),
+    }

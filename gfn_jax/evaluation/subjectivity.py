@@ -1,0 +1,315 @@
+"""Labels by rationale: N reasons a review from the policy, a label each from p_LM(Y | X Z), the majority decides.
+
+    p_LM(Y | X Z) = p_LM(Z Y | X) / sum_Y' p_LM(Z Y' | X)
+
+over the labels (Hu et al. 2024, section 4.3, Tables 3, D.4 and D.5). Beside the vote: a single rationale's accuracy (no
+aggregation), the posterior predictive with its uncertainty, and which rationales are the most frequent.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_histogram
+from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.rollout import rollout
+from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.types import Params, Query, Rollout, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectivityEvaluationConfig:
+    """How reviews are judged.
+
+    Attributes:
+        every: steps between two validations.
+        reviews: validation reviews then.
+        samples: rationales a review, which vote.
+        temperature: of the rationales.
+        batch: reviews at once.
+        shots: labelled reviews in the prompt of the few-shot baseline; 0 leaves it out.
+        frequent: how many of the most frequent rationales are reported for each label.
+        seed: of rationales and answers.
+    """
+
+    every: int
+    reviews: int
+    samples: int
+    temperature: float
+    batch: int
+    shots: int
+    frequent: int
+    seed: int
+
+    def __post_init__(self):
+        if min(self.every, self.reviews, self.samples, self.batch) < 1:
+            raise ValueError("evaluation every, reviews, samples and batch must each be at least 1")
+
+
+class Labelled(Protocol):
+    """A task whose answers are labels."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def adapter(self) -> Lora | None: ...
+
+    def queries(self, split: str, shots: int = 0) -> Query: ...
+
+    def truth(self, split: str) -> Int[np.ndarray, " M"]: ...
+
+    def answers(self) -> Tokens: ...
+
+    def direct_answers(self) -> Tokens: ...
+
+    def constraint(self, training: bool = True) -> Constraint: ...
+
+    def review(self, split: str, example: int) -> str: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """Of M reviews: p(label | X Z) after each of N rationales, and the rationales as tokens."""
+
+    probabilities: Float[np.ndarray, "M N A"]
+    rationales: list[list[tuple[int, ...]]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(
+    model: ModelConfig,
+    params: Params,
+    lora: Lora | None,
+    adapter: Lora | None,
+    prompt: Tokens,
+    answers: Tokens,
+    constraint: Constraint,
+    key: jax.Array,
+    temperature: Float[Array, " B"],
+) -> tuple[Rollout, Float[Array, "B A"]]:
+    sampled = rollout(model, params, lora, prompt, constraint, NoTool(), key, temperature, jnp.zeros_like(temperature))
+    return sampled, label_probabilities(model, params, adapter, prompt, answers, sampled)
+
+
+def label_probabilities(
+    model: ModelConfig,
+    params: Params,
+    adapter: Lora | None,
+    prompt: Tokens,
+    answers: Tokens,
+    rationales: Rollout,
+) -> Float[Array, "B A"]:
+    """p_LM(Y | X Z), normalised over the labels, after each of B = Q * N rationales.
+
+    Args:
+        model: the model's shape.
+        params: the base.
+        adapter: what the answering model differs in from it, or None.
+        prompt: [Q, P], X.
+        answers: [A, Y], what follows Z for each label.
+        rationales: Z.
+    """
+    reward = PosteriorReward(model, adapter=adapter)
+    prepared = reward.prepare(params)
+    queries = len(prompt.ids)
+    length = rationales.token_mask.sum(axis=1)[:, None]
+
+    def joint(answer: Tokens) -> Float[Array, " B"]:
+        spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (queries, *x.shape)), answer)
+        query = Query(example_id=jnp.arange(queries), prompt=prompt, context=prompt, answer=spread)
+        log_reward = reward.log_reward(params, prepared, query, rationales)
+        return jnp.take_along_axis(log_reward, length, axis=1)[:, 0]
+
+    return jax.nn.softmax(jax.lax.map(joint, answers).T, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _direct(
+    model: ModelConfig, params: Params, adapter: Lora | None, prompt: Tokens, answers: Tokens
+) -> Float[Array, "Q A"]:
+    empty = jnp.zeros((len(prompt.ids), 1))
+    nothing = Rollout(empty.astype(jnp.int32), empty > 0, empty == 0, empty == 0, empty)
+    return label_probabilities(model, params, adapter, prompt, answers, nothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectivityEvaluator:
+    """Judges a split's reviews with any policy and any answering model.
+
+    Attributes:
+        model: the policy's shape.
+        task: reviews, labels; its `adapter` is the answering model's.
+        config: how.
+    """
+
+    model: ModelConfig
+    task: Labelled
+    config: SubjectivityEvaluationConfig
+
+    best_metric = "accuracy"
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return self.config.every
+
+    def judge(
+        self, params: Params, lora: Lora | None, adapter: Lora | None, split: str, reviews: int | None = None
+    ) -> Judgement:
+        """Rationales of the policy (base with `lora`), labels of the answering model (base with `adapter`)."""
+        config, constraint, answers = self.config, self.task.constraint(training=False), self.task.answers()
+        key = jax.random.key(config.seed)
+        probabilities, rationales = [], []
+        for number, prompt in enumerate(self._batches(self.task.queries(split).prompt, reviews)):
+            temperature = jnp.full(len(prompt.ids) * config.samples, config.temperature)
+            own = jax.random.fold_in(key, number)
+            sampled, found = _judge(self.model, params, lora, adapter, prompt, answers, constraint, own, temperature)
+            probabilities.append(np.asarray(found).reshape(len(prompt.ids), config.samples, -1))
+            rows = zip(np.asarray(sampled.completion), np.asarray(sampled.token_mask).sum(1), strict=True)
+            texts = [tuple(row[:length].tolist()) for row, length in rows]
+            rationales += [texts[i : i + config.samples] for i in range(0, len(texts), config.samples)]
+        count = self._count(split, reviews)
+        return Judgement(np.concatenate(probabilities)[:count], rationales[:count])
+
+    def direct(
+        self, params: Params, adapter: Lora | None, split: str, reviews: int | None = None, shots: int = 0
+    ) -> Float[np.ndarray, "M A"]:
+        """p(label | X) without a rationale: zero-shot, few-shot, or supervised where an adapter was."""
+        answers = self.task.direct_answers()
+        prompts = self._batches(self.task.queries(split, shots).prompt, reviews)
+        found = [np.asarray(_direct(self.model, params, adapter, prompt, answers)) for prompt in prompts]
+        return np.concatenate(found)[: self._count(split, reviews)]
+
+    def metrics(self, judgement: Judgement, split: str) -> dict[str, float]:
+        """The vote, one rationale alone, the posterior predictive and its uncertainty, by name."""
+        truth = self.task.truth(split)[: len(judgement.probabilities)]
+        answers = draw_answers(judgement.probabilities, self.config.seed)
+        votes = [next(iter(vote_histogram(row))) for row in answers.tolist()]  # the first seen among equals
+        right = np.array(votes) == truth
+        found = {
+            "accuracy": float(100 * right.mean()),
+            "accuracy_single": float(100 * (answers == truth[:, None]).mean()),
+            **summarize(judgement.probabilities, truth),
+            **summarize_votes(answers.tolist(), right.tolist()),
+        }
+        return {name: round(value, 4) for name, value in found.items()}
+
+    def frequent_rationales(self, judgement: Judgement, split: str) -> dict[str, list[tuple[str, float]]]:
+        """For each true label the commonest rationales and their shares in percent (Table D.5)."""
+        truth = self.task.truth(split)
+        found = {}
+        for label, name in enumerate(self.task.labels):
+            counts = Counter(z for row, own in zip(judgement.rationales, truth) if own == label for z in row)
+            found[name] = [
+                (self.task.decode(z).strip(), round(100 * count / counts.total(), 2))
+                for z, count in counts.most_common(self.config.frequent)
+            ]
+        return found
+
+    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+        """`accuracy` and `accuracy_single` on a few validation reviews."""
+        judgement = self.judge(params, lora, self.task.adapter, "validation", self.config.reviews)
+        found = self.metrics(judgement, "validation")
+        return {name: found[name] for name in ("accuracy", "accuracy_single", "mutual_information")}
+
+    def describe(self, validated: Mapping[str, float]) -> str:
+        """With and without aggregation."""
+        return f"validation {validated['accuracy']:.0f} % (one rationale {validated['accuracy_single']:.0f})"
+
+    def baselines(self, params: Params) -> dict[str, dict[str, Any]]:
+        """The base alone: with its own rationales, asked at once, and asked at once after some labelled reviews."""
+        truth = self.task.truth("test")
+        judgement = self.judge(params, None, None, "test")
+        found: dict[str, dict[str, Any]] = {
+            "base": self.metrics(judgement, "test"),
+            "base_rationales": self.frequent_rationales(judgement, "test"),
+        }
+        for name, shots in {"zero_shot": 0, "few_shot": self.config.shots}.items():
+            if name == "zero_shot" or shots:
+                found[name] = self.describe_direct(self.direct(params, None, "test", shots=shots), truth)
+        return found
+
+    def describe_direct(
+        self, probabilities: Float[np.ndarray, "M A"], truth: Int[np.ndarray, " M"]
+    ) -> dict[str, float]:
+        """Accuracy, log loss and entropy of labels given without a rationale."""
+        found = summarize(probabilities[:, None], truth)
+        return {
+            "accuracy": round(found["predictive_accuracy"], 4),
+            "predictive_log_loss": round(found["predictive_log_loss"], 4),
+            "predictive_entropy": round(found["predictive_entropy"], 4),
+        }
+
+    def report(self, params: Params, lora: Lora | None) -> Findings:
+        """The policy on the test split, beside the base's own ways."""
+        judgement = self.judge(params, lora, self.task.adapter, "test")
+        methods: dict[str, Mapping[str, Any]] = {
+            "metrics": self.metrics(judgement, "test"),
+            "rationales": self.frequent_rationales(judgement, "test"),
+            **self.baselines(params),
+        }
+        return Findings(methods, self.page(methods))
+
+    def page(self, methods: Mapping[str, Mapping[str, Any]]) -> str:
+        """The table, and the commonest rationales of the trained policy."""
+        names = {
+            "zero_shot": "base, zero-shot",
+            "few_shot": f"base, {self.config.shots}-shot",
+            "base": "base, its own rationales",
+            "metrics": "gflownet (this run)",
+        }
+        columns = ("accuracy", "accuracy_single", "predictive_log_loss", "vote_entropy", "mutual_information")
+        rows = [
+            (title, *(_cell(methods[key], column) for column in columns))
+            for key, title in names.items()
+            if key in methods
+        ]
+        header = ("test", "vote, %", "one, %", "log loss", "vote entropy", "mutual inf.")
+        lines = [
+            f"Test accuracy; the vote is over {self.config.samples} rationales; log loss, entropies in nats:",
+            "",
+            table(header, rows),
+            "",
+            "Most frequent rationales:",
+        ]
+        for label, frequent in methods["rationales"].items():
+            lines.append(f"  {label}: " + ", ".join(f"{text} {share:.1f} %" for text, share in frequent))
+        return "\n".join(lines)
+
+    def _count(self, split: str, reviews: int | None) -> int:
+        total = len(self.task.truth(split))
+        return total if reviews is None else min(reviews, total)
+
+    def _batches(self, prompt: Tokens, reviews: int | None) -> list[Tokens]:
+        """Parts of one shape; the last is filled up with its last row."""
+        count = len(prompt.ids) if reviews is None else min(reviews, len(prompt.ids))
+        batch = min(self.config.batch, count)
+        rows = [np.minimum(np.arange(begin, begin + batch), count - 1) for begin in range(0, count, batch)]
+        return [jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), prompt) for index in rows]
+
+
+def draw_answers(probabilities: Float[np.ndarray, "M N A"], seed: int) -> Int[np.ndarray, "M N"]:
+    """An answer from every p(Y | X Z)."""
+    uniform = np.random.default_rng(seed).random(probabilities.shape[:2])
+    below = uniform[..., None] >= probabilities.cumsum(-1)
+    return np.minimum(below.sum(-1), probabilities.shape[-1] - 1)
+
+
+def _cell(found: Mapping[str, Any], column: str) -> str:
+    if column not in found:
+        return "-"
+    return f"{found[column]:.1f}" if column.startswith("accuracy") else f"{found[column]:.3f}"

@@ -1,0 +1,72 @@
+"""How near a written text is to the one a person wrote: BLEU, GLEU, BERTScore.
+
+    BLEU-n = 100 exp(min(0, 1 - r / h)) (prod_k m_k / h_k)^(1/n)        Papineni et al. 2002, over a whole corpus
+    GLEU-n = 100 sum_k m_k / max(sum_k h_k, sum_k r_k)                   Wu et al. 2016, likewise
+
+where, for k = 1..n, h_k and r_k count the k-grams of the written and the reference texts, m_k those of a written text
+that its reference has too (each as often as it has it), and h, r are the texts' lengths. No smoothing. Words are runs
+of letters and digits, and single punctuation marks; case counts. One reference a text.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """The words and punctuation marks of a text."""
+    return _WORD.findall(text)
+
+
+def bleu(written: Sequence[str], references: Sequence[str], n: int = 4) -> float:
+    """Corpus BLEU in percent; 0 where no n-gram matches."""
+    counts = _counts(written, references, n)
+    if not all(matched for matched, _, _ in counts):
+        return 0.0
+    precision = sum(math.log(matched / made) for matched, made, _ in counts) / n
+    _, made, wanted = counts[0]
+    return 100 * math.exp(min(0.0, 1 - wanted / made) + precision)
+
+
+def gleu(written: Sequence[str], references: Sequence[str], n: int = 4) -> float:
+    """Corpus GLEU in percent."""
+    matched, made, wanted = (sum(column) for column in zip(*_counts(written, references, n)))
+    return 100 * matched / max(made, wanted, 1)
+
+
+def bert_score(written: Sequence[str], references: Sequence[str], folder: str, layers: int) -> float:
+    """Mean F1 of BERTScore (Zhang et al. 2020) with an encoder in a local folder; no idf, not rescaled.
+
+    Args:
+        written: the texts to judge.
+        references: one a text.
+        folder: a Hugging Face encoder that the user brings.
+        layers: the layer whose states are compared.
+
+    Raises:
+        ImportError: the optional package is missing.
+    """
+    try:
+        import bert_score as package
+    except ImportError as error:
+        raise ImportError("BERTScore needs an optional package: pip install bert-score (it brings torch)") from error
+    _, _, f1 = package.score(list(written), list(references), model_type=folder, num_layers=layers, verbose=False)
+    return float(f1.mean())
+
+
+def _counts(written: Sequence[str], references: Sequence[str], n: int) -> list[tuple[int, int, int]]:
+    """For k = 1..n: the k-grams that match, those written, those in the references."""
+    pairs = [(words(text), words(reference)) for text, reference in zip(written, references, strict=True)]
+    counts = []
+    for k in range(1, n + 1):
+        grams = [(_grams(text, k), _grams(reference, k)) for text, reference in pairs]
+        matched = sum((made & wanted).total() for made, wanted in grams)
+        counts.append((matched, sum(made.total() for made, _ in grams), sum(wanted.total() for _, wanted in grams)))
+    return counts
+
+
+def _grams(tokens: Sequence[str], k: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[i : i + k]) for i in range(len(tokens) - k + 1))

@@ -1,0 +1,213 @@
+r"""Story infilling (Hu et al. 2024, section 4.2): the fourth of five sentences, given the others.
+
+The policy sees both ends, "Beginning: {X}\nEnding: {Y}\nMiddle:", and writes Z, a sentence without its full stop. The
+frozen base is a language model of stories that has never seen such a prompt; it judges the story told in order,
+
+    log R(Z) = log p_LM(Z Y | X),        so q(Z | X, Y) should be p_LM(Z | X, Y), the base's own posterior.
+
+The stop is the full stop of Z, and Y begins with it (". He came home with wet feet."), as in arithmetic: q(stop | Z)
+starts from what the base thinks of ending there, and every token of the story is scored once.
+
+Z is one sentence: of the tokens that end one (with ".", "!" or "?" in them) only the stop may be written, and no
+newline. Seeds are the true sentences that can be written so.
+"""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from gfn_jax.datasets.rocstories import load_stories
+from gfn_jax.environments import NoTool
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.tasks.stories import Beginning, Room, draw_stories, events, posterior
+from gfn_jax.text.batching import make_seeds, pad_left, pad_right
+from gfn_jax.text.joining import decode_after, encode_prompt
+from gfn_jax.text.tokens import encode_after, stop_token, token_strings
+from gfn_jax.types import Query, Seeds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STOP = "."
+# What ends a sentence or a line; only the stop itself may be written.
+ENDS = ".!?\n\r\t\v\f"
+ROOMS: dict[str, Room] = {"train": "training", "validation": "validation", "test": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class InfillingConfig:
+    """What may be chosen about the task.
+
+    Attributes:
+        data_dir: folder of the ROCStories CSV files; None for the project's own generated stories.
+        train_stories: stories that training draws from; so too `validation_stories` and `test_stories`. Of ROCStories
+            there are 900, 100 and 100.
+        seed_stories: training stories whose true fourth sentence seeds the replay buffer.
+        min_length, max_length: tokens of Z.
+    """
+
+    data_dir: str | None
+    train_stories: int
+    validation_stories: int
+    test_stories: int
+    seed_stories: int
+    min_length: int
+    max_length: int
+
+    def __post_init__(self):
+        if min(self.train_stories, self.validation_stories, self.test_stories) < 1:
+            raise ValueError("every split of the infilling task needs at least one story")
+        if not 0 <= self.seed_stories <= self.train_stories:
+            raise ValueError(f"seed_stories is {self.seed_stories}; there are {self.train_stories} training stories")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """X, the true Z and Y as texts, and, of a generated story, what the generator knows."""
+
+    beginning: str
+    middle: str
+    ending: str
+    world: Beginning | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the policy sees."""
+        return f"Beginning: {self.beginning}\nEnding: {self.ending}\nMiddle:"
+
+    def story(self, middle: str) -> str:
+        """The five sentences with another fourth one, given without its full stop."""
+        return f"{self.beginning} {middle.strip()}{STOP} {self.ending}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Infilling:
+    """The task on one tokenizer and one model's vocabulary."""
+
+    config: InfillingConfig
+    tokenizer: "PreTrainedTokenizerFast"
+    vocab_size: int
+
+    environment = NoTool()
+
+    @functools.cached_property
+    def splits(self) -> dict[str, list[Problem]]:
+        """`train`, `validation` and `test`, which share no story.
+
+        Raises:
+            ValueError: there are fewer stories than the config asks for, or they cannot be read.
+        """
+        sizes = {split: getattr(self.config, f"{split}_stories") for split in ROOMS}
+        if self.config.data_dir is None:
+            return {
+                split: [
+                    Problem(story.beginning.text, story.middle, story.ending, story.beginning)
+                    for story in draw_stories(ROOMS[split], size)
+                ]
+                for split, size in sizes.items()
+            }
+        stories = load_stories(self.config.data_dir)
+        for split, size in sizes.items():
+            if size > len(stories[split]):
+                raise ValueError(f"infilling.{split}_stories is {size}; there are {len(stories[split])}")
+        return {
+            split: [Problem(" ".join(story[:3]), story[3], story[4]) for story in stories[split][:size]]
+            for split, size in sizes.items()
+        }
+
+    @functools.cached_property
+    def stop_id(self) -> int:
+        """The token that ends Z."""
+        return stop_token(self.tokenizer, STOP)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills masked positions; never seen."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
+
+    def constraint(self, training: bool = True) -> Constraint:
+        """One sentence of `min_length` to `max_length` tokens."""
+        del training
+        strings = token_strings(self.tokenizer)[: self.vocab_size]
+        written = [i for i, text in enumerate(strings) if text and not set(text) & set(ENDS)]
+        return make_constraint(
+            self.vocab_size,
+            stop_id=self.stop_id,
+            max_length=self.config.max_length,
+            min_length=self.config.min_length,
+            token_ids=np.asarray(written),
+        )
+
+    def queries(self, split: str) -> Query:
+        """A split's problems: both ends for the policy, X as context and ". Y" as answer for the reward."""
+        problems = self.splits[split]
+        prompts = [encode_prompt(self.tokenizer, problem.prompt) for problem in problems]
+        contexts = [encode_prompt(self.tokenizer, problem.beginning) for problem in problems]
+        return Query(
+            example_id=jnp.arange(len(problems)),
+            prompt=pad_left(prompts, self.pad_id),
+            context=pad_left(contexts, self.pad_id),
+            answer=pad_right([self._answer(problem) for problem in problems], self.pad_id),
+        )
+
+    def _answer(self, problem: Problem) -> list[int]:
+        """A full stop and Y; the word before them only stands for Z, on which their tokens do not depend."""
+        ids = encode_after(self.tokenizer, f"{problem.beginning} a", f"{STOP} {problem.ending}")
+        if ids[0] != self.stop_id:
+            raise ValueError(f"the tokenizer does not set a full stop apart from what follows: {problem.ending!r:.60}")
+        return ids
+
+    def query_weight(self) -> Float[np.ndarray, " E"]:
+        """All stories alike."""
+        return np.ones(len(self.splits["train"]))
+
+    def reward(self, model: ModelConfig) -> PosteriorReward:
+        """Log p_LM(Z Y | X)."""
+        return PosteriorReward(model)
+
+    def encode_middle(self, problem: Problem, middle: str) -> list[int] | None:
+        """A fourth sentence as the Z that it is, the stop excluded; None where it is not one that could be written."""
+        sentence = middle.strip()
+        if not sentence.endswith(STOP) or set(sentence[: -len(STOP)]) & set(ENDS):
+            return None
+        ids = encode_after(self.tokenizer, problem.beginning, f" {sentence[: -len(STOP)]}")
+        return ids if self.config.min_length <= len(ids) <= self.config.max_length else None
+
+    def seeds(self) -> Seeds:
+        """The true sentences of the first `seed_stories` training stories, of those that can be written."""
+        first = self.splits["train"][: self.config.seed_stories]
+        encoded = [self.encode_middle(problem, problem.middle) for problem in first]
+        found = [(index, ids) for index, ids in enumerate(encoded) if ids is not None]
+        return make_seeds(
+            [index for index, _ in found], [ids for _, ids in found], self.stop_id, self.config.max_length
+        )
+
+    def candidates(self, split: str, example: int) -> dict[tuple[int, ...], float]:
+        """Every Z that the generator could write after X, with its p(Z | X, Y), which is 0 for those that Y excludes.
+
+        Empty where the story was not generated.
+
+        Raises:
+            ValueError: `min_length` or `max_length` excludes one of them.
+        """
+        problem = self.splits[split][example]
+        if problem.world is None:
+            return {}
+        exact = posterior(problem.world, problem.ending)
+        found: dict[tuple[int, ...], float] = {}
+        for event in events(problem.world):
+            ids = self.encode_middle(problem, event.sentence)
+            if ids is None:
+                raise ValueError(f"the lengths of Z exclude a sentence of the generator: {event.sentence!r}")
+            found[tuple(ids)] = exact.get(event.sentence, 0.0)
+        return found
+
+    def decode(self, ids: list[int]) -> str:
+        """Z as text."""
+        return decode_after(self.tokenizer, [self.stop_id], ids)

@@ -1,0 +1,150 @@
+"""The infilling evaluator on a random model: exact measures by hand and by brute force, what a report holds."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gfn_jax.evaluation import infilling, infilling_exact
+from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
+from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, log_posterior
+from gfn_jax.evaluation.judge import Judge
+from gfn_jax.models import decoder
+from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.tasks.infilling import Infilling, InfillingConfig
+from gfn_jax.tasks.stories_corpus import build_tokenizer
+from gfn_jax.text.loading import model_folder
+
+CONFIG = InfillingEvaluationConfig(
+    every=1,
+    stories=3,
+    test_stories=4,
+    samples=2,
+    temperature=1.0,
+    batch=2,
+    seed=0,
+    bert_folder=None,
+    bert_layer=1,
+    judge_url=None,
+    judge_model=None,
+    judge_samples=1,
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+    tokenizer = build_tokenizer()
+    return Infilling(InfillingConfig(None, 5, 3, 4, 5, 4, 9), tokenizer, len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def evaluator(task):
+    model = ModelConfig(task.vocab_size, 16, 1, 2, 2, 8, 16, max_positions=64, rotary_dim=8)
+    return InfillingEvaluator(model, task, CONFIG, temperature=1.0)
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    """As many as the others: one shape, one compilation."""
+    monkeypatch.setattr(infilling, "UNLISTED_SAMPLES", CONFIG.samples)
+
+
+@pytest.fixture(scope="module")
+def params(evaluator):
+    return decoder.init_params(jax.random.key(0), evaluator.model)
+
+
+def test_distances_by_hand():
+    mask = np.array([[True, True, True], [True, True, False]])
+    listed = Listed(np.zeros((2, 3, 1)), np.zeros((2, 3)), mask, np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+    log_p = np.log(np.array([[0.5, 0.25, 0.25], [0.5, 0.5, 1.0]]))
+    log_p[1, 2] = -np.inf  # fills up
+    log_q = np.log(np.array([[0.25, 0.25, 0.25], [0.5, 0.25, 0.9]]))
+    found = distances(log_q, log_p, listed)
+    assert math.isclose(found["kl"], (0.5 * math.log(2) + 0.5 * math.log(2)) / 2)
+    assert math.isclose(found["kl_generator"], (math.log(2) + math.log(2)) / 2)
+    assert math.isclose(found["consistency"], 100 * (0.5 + 0.5) / 2)
+    assert math.isclose(found["listed"], 100 * (0.75 + 0.75) / 2)
+
+
+def test_posterior_is_tempered_and_normalised_over_the_list():
+    log_reward = np.log(np.array([[1.0, 4.0, 100.0]]))
+    mask = np.array([[True, True, False]])
+    assert np.allclose(np.exp(log_posterior(log_reward, mask, 1.0)), [[0.2, 0.8, 0.0]])
+    assert np.allclose(np.exp(log_posterior(log_reward, mask, 2.0)), [[1 / 3, 2 / 3, 0.0]])
+    assert divergence(np.array([[0.2, 0.8, 0.0]]), log_posterior(log_reward, mask, 1.0)) == pytest.approx(0)
+
+
+def test_batches_change_nothing(evaluator, params):
+    # 4 stories in batches of 2 and, with the last one filled up, of 3.
+    listed, query = evaluator.listed["test"], evaluator.query("test")
+    found = [
+        (
+            scorer.log_policy(params, None, query.prompt, listed.ids, listed.lengths),
+            scorer.log_reward(params, query, listed.ids, listed.lengths),
+        )
+        for scorer in (evaluator.scorer, dataclasses.replace(evaluator.scorer, batch=3))
+    ]
+    assert found[0][0].shape == listed.mask.shape
+    assert np.allclose(found[0][0], found[1][0], atol=1e-4)
+    assert np.allclose(found[0][1], found[1][1], atol=1e-4)
+
+
+def test_a_sampled_sentence_is_as_likely_as_the_policy_says(evaluator, params):
+    # An untrained model is nearly uniform: a sentence of n words has about (1/A)^n.
+    listed, query = evaluator.listed["test"], evaluator.query("test")
+    log_q = evaluator.scorer.log_policy(params, None, query.prompt, listed.ids, listed.lengths)
+    choices = len(evaluator.scorer.constraint.token_ids)
+    expected = -np.log(choices - 1.0) * 4 - np.log(choices) * (listed.lengths - 4 + 1)
+    assert np.allclose(log_q[listed.mask], expected[listed.mask], atol=1.0)
+
+
+def test_validation_depends_on_the_arguments_alone(evaluator, params):
+    first = evaluator.validate(params, None)
+    assert first == evaluator.validate(params, None)
+    assert set(first) == {"kl", "kl_generator", "consistency", "listed"}
+    assert "validation KL" in evaluator.describe(first)
+
+
+def test_a_report_holds_every_writer(evaluator, params, task):
+    findings = evaluator.report(params, None)
+    assert set(findings.methods) == {"base", "base_continuation", "metrics", "posterior"}
+    # Without an adapter the policy is the base.
+    assert findings.methods["metrics"] == findings.methods["base"]
+    assert findings.methods["metrics"] != findings.methods["base_continuation"]
+    values = [value for method in findings.methods.values() for value in method.values()]
+    assert np.isfinite(values).all()
+    assert findings.methods["posterior"]["unlisted"] > 90  # a random model writes anything
+    assert "gflownet (this run)" in findings.page
+    assert task.splits["test"][0].ending in findings.page
+
+
+def test_real_stories_are_measured_by_text_and_judge(evaluator, params, monkeypatch):
+    monkeypatch.setattr(Infilling, "candidates", lambda self, split, example: {})
+    read = []
+    monkeypatch.setattr(Judge, "score", lambda self, story: read.append(story) or 2.0)
+    config = dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1", judge_model="m")
+    findings = dataclasses.replace(evaluator, config=config, _posteriors={}).report(params, None)
+    assert set(findings.methods) == {"base", "base_continuation", "metrics", "reference"}
+    assert "kl" not in findings.methods["metrics"]
+    assert findings.methods["reference"] == {"judge": 2.0, "judge_failed": 0.0}
+    assert len(read) == 4 * 4  # a story of each writer
+    assert "judge, 1-5" in findings.page
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="judge_model"):
+        dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1")
+    with pytest.raises(ValueError, match="at least 1"):
+        dataclasses.replace(CONFIG, samples=0)
+
+
+def test_the_shipped_model_knows_the_stories(task):
+    # The target of the tiny run is the base's posterior: it must be near the generator's for that to mean anything.
+    model, params = load_model(model_folder("tiny-stories"))
+    evaluator = InfillingEvaluator(model, task, CONFIG, temperature=1.0)
+    log_p = evaluator.posterior(params, "test")
+    assert infilling_exact.divergence(evaluator.listed["test"].generator, log_p).mean() < 0.2
