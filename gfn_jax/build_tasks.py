@@ -80,16 +80,12 @@ def continuation_evaluator(
     return ContinuationEvaluator(model, task, settings, config.gflownet.reward_temperature_end)
 
 
-def infilling(
-    config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig
-) -> Infilling:
+def infilling(config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> Infilling:
     """The fourth sentence of a story."""
     return Infilling(section(InfillingConfig, config.infilling), tokenizer, model.vocab_size)
 
 
-def infilling_evaluator(
-    config: ml_collections.ConfigDict, task: Infilling, model: ModelConfig
-) -> InfillingEvaluator:
+def infilling_evaluator(config: ml_collections.ConfigDict, task: Infilling, model: ModelConfig) -> InfillingEvaluator:
     """The exact posterior of generated stories, text metrics and a judge for all."""
     settings = section(InfillingEvaluationConfig, config.evaluation)
     return InfillingEvaluator(model, task, settings, config.gflownet.reward_temperature_end)

@@ -103,6 +103,7 @@ def test_a_function_that_answers_nonsense_is_refused(value, world):
         HostReward(lambda prompts, texts: value, ["X"], task.decode)(np.zeros(1, int), rollout)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_function_learns_from_it(tmp_path):
     """The stored rewards are the base's plus the function's; the run trains, is saved and goes on."""
     small = [

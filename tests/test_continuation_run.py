@@ -38,6 +38,7 @@ def run_of(config, workdir):
     return json.loads((workdir / "results.json").read_text()), page
 
 
+@pytest.mark.slow
 def test_results_hold_every_method_s_metrics_by_name(tmp_path):
     results, page = run_of(small_config(), tmp_path)
     assert results["task"] == "continuation"

@@ -4,19 +4,16 @@
 and reads them back; `load_examples(folder)` reads the released JSON files.
 """
 
-import contextlib
-import errno
-import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gfn_jax.datasets.building import build_once, default_cache
 from gfn_jax.tasks.arithmetic_examples import ArithmeticExample, evaluate, expression_of, fill_results
 from gfn_jax.tasks.arithmetic_splits import SPLITS, generate_splits
 
@@ -65,12 +62,6 @@ class ArithmeticBuilder(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def default_cache() -> pathlib.Path:
-    """Where generated data sets are kept: `$GFN_JAX_CACHE`, or ~/.cache/gfn_jax; in it, the folder tfds."""
-    root = os.environ.get("GFN_JAX_CACHE")
-    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "gfn_jax") / "tfds"
-
-
 def load_examples(
     data_dir: str | os.PathLike | None = None, cache: str | os.PathLike | None = None
 ) -> dict[str, list[ArithmeticExample]]:
@@ -96,8 +87,7 @@ def load_examples(
 
 def _load_generated(cache: pathlib.Path) -> dict[str, list[ArithmeticExample]]:
     folder = cache / ArithmeticBuilder.name / str(ArithmeticBuilder.VERSION)
-    if not (folder / "dataset_info.json").is_file():
-        _build(cache, folder)
+    build_once(lambda aside: ArithmeticBuilder(data_dir=aside, file_format="array_record"), folder)
     sources = tfds.builder_from_directory(folder).as_data_source()
     return {
         split: [
@@ -110,21 +100,6 @@ def _load_generated(cache: pathlib.Path) -> dict[str, list[ArithmeticExample]]:
         ]
         for split in SPLITS
     }
-
-
-def _build(cache: pathlib.Path, folder: pathlib.Path) -> None:
-    """Builds aside and moves into place at once: of two processes that race, either one's result stands."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as aside:
-        builder = ArithmeticBuilder(data_dir=aside, file_format="array_record")
-        quiet = io.StringIO()  # half a second of work needs no progress bars
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            builder.download_and_prepare()
-        try:
-            os.rename(builder.data_path, folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was first
-                raise
 
 
 def _load_released(folder: pathlib.Path) -> dict[str, list[ArithmeticExample]]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.datasets import subj
+from gfn_jax.datasets.building import default_cache
 from gfn_jax.environments import NoTool
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
@@ -27,7 +28,6 @@ from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards.posterior import Context, PosteriorReward, check_positions
-from gfn_jax.tasks.arithmetic_data import default_cache
 from gfn_jax.tasks.reviews import LABELS, draw_reviews
 from gfn_jax.tasks.reviews_corpus import ANSWER, INVERSE, PROMPT
 from gfn_jax.text.batching import pad_left, pad_right

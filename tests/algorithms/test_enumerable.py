@@ -168,10 +168,11 @@ def test_replay_and_reward_temperature(worlds):
 class FixedRows(GFlowNet):
     """Collects the same rows whatever the micro-batch, so that only the accumulation differs."""
 
-    def collect(self, constants, trainable, buffer, query, keys, reward_temperature):
-        rows = constants.prepared
-        own = jax.tree.map(lambda x: x[query.example_id].reshape(-1, *x.shape[2:]), rows)
-        trajectory, row_mask = own
+    def sample(self, constants, trainable, query, keys):
+        return jax.tree.map(lambda x: x[query.example_id].reshape(-1, *x.shape[2:]), constants.prepared)
+
+    def store(self, buffer, query, fresh, key, reward_temperature):
+        trajectory, row_mask = fresh
         return Batch(query=query, trajectory=trajectory, row_mask=row_mask), buffer, {}
 
 

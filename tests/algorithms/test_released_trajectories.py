@@ -185,11 +185,11 @@ def aligned(expected: np.ndarray, actions: np.ndarray) -> np.ndarray:
         ("gpt2", "nice_prompt"),
         ("gpt2", "tools_nocache"),
         ("gpt2", "tools_limit2"),
-        ("gptj", "tools_nocache"),
-        ("gptj", "tools_limit2"),
-        ("llama", "plain"),
-        ("llama", "tools_nocache"),
-        ("llama", "tools_limit2"),
+        pytest.param("gptj", "tools_nocache", marks=pytest.mark.slow),
+        pytest.param("gptj", "tools_limit2", marks=pytest.mark.slow),
+        pytest.param("llama", "plain", marks=pytest.mark.slow),
+        pytest.param("llama", "tools_nocache", marks=pytest.mark.slow),
+        pytest.param("llama", "tools_limit2", marks=pytest.mark.slow),
     ],
 )
 def test_rationales(name, case, golden, model, shared, tmp_path):

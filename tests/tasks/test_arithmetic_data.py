@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
+from gfn_jax.datasets.building import build_once, default_cache
 from gfn_jax.tasks import arithmetic_data
-from gfn_jax.tasks.arithmetic_data import RELEASED_FILES, default_cache, load_examples
+from gfn_jax.tasks.arithmetic_data import RELEASED_FILES, load_examples
 from gfn_jax.tasks.arithmetic_splits import generate_splits
 
 
@@ -36,7 +37,7 @@ def test_second_load_reads_the_cache(generated, cache, monkeypatch):
     def refuse(*_):
         raise AssertionError("built a second time")
 
-    monkeypatch.setattr(arithmetic_data, "_build", refuse)
+    monkeypatch.setattr(arithmetic_data.ArithmeticBuilder, "_generate_examples", refuse)
     assert load_examples(cache=cache) == generated
 
 
@@ -45,11 +46,19 @@ def test_nothing_is_left_beside_the_data_set(generated, cache):
     assert [path.name for path in (cache / "gfn_arithmetic").iterdir()] == ["1.0.0"]
 
 
-def test_late_one_of_two_builders_gives_way(generated, cache, tmp_path):
-    folder = cache / "gfn_arithmetic" / "1.0.0"
-    arithmetic_data._build(cache, folder)  # as a process does that saw no folder when it began
-    assert load_examples(cache=cache) == generated
-    assert [path.name for path in cache.iterdir()] == ["gfn_arithmetic"]
+def test_late_one_of_two_builders_gives_way(generated, tmp_path):
+    folder = tmp_path / "gfn_arithmetic" / "1.0.0"
+
+    def builder(aside):
+        return arithmetic_data.ArithmeticBuilder(data_dir=aside, file_format="array_record")
+
+    def late(aside):
+        build_once(builder, folder)  # another process is done while this one has just begun
+        return builder(aside)
+
+    build_once(late, folder)
+    assert load_examples(cache=tmp_path) == generated
+    assert [path.name for path in (tmp_path / "gfn_arithmetic").iterdir()] == ["1.0.0"]
 
 
 def test_processes_may_race(generated, tmp_path):
