@@ -56,8 +56,10 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     # The base makes nothing of the prompt, so that at first most of the policy's own sentences are far off: their
-    # squared residuals would drown the seeds'. Huber's loss bounds them, and VarGrad compares whole sentences at once.
-    config.objective.terms.vargrad = 0.5
+    # squared residuals would drown the seeds'. Huber's loss bounds them, and VarGrad compares whole sentences at once;
+    # SubTB also asks for the right probability of stops that are never taken, and with full weight that is in the way.
+    config.objective.terms.subtb = 0.1
+    config.objective.terms.vargrad = 1.0
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 5e-3
     config.evaluation = {
@@ -101,7 +103,8 @@ def paper(path: str = "gpt2-large") -> ml_collections.ConfigDict:
             "reward_temperature_steps": 100,
         }
     )
-    config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop
+    # The paper has SubTB alone, which would not train the tokens before Z may first stop.
+    config.objective.terms.update({"subtb": 1.0, "vargrad": 1.0})
     config.objective.huber = None
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})
     config.evaluation.update({"every": 100, "temperature": 0.8, "judge_samples": 10})
@@ -123,6 +126,7 @@ def stories() -> ml_collections.ConfigDict:
             "reward_temperature_steps": 100,
         }
     )
+    config.objective.terms.update({"subtb": 1.0, "vargrad": 0.5})
     config.optimizer.learning_rate = 1e-3
     config.evaluation.update({"every": 50, "stories": 20, "samples": 4, "temperature": 0.8})
     return config
