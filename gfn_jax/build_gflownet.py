@@ -37,7 +37,7 @@ from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Params, PyTree, Seeds, Trajectory
+from gfn_jax.types import Params, PyTree, Seeds, Tokens, Trajectory
 
 
 def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
@@ -138,6 +138,7 @@ def gflownet_parts(
     queries, constraint = task.queries("train"), task.constraint()
     if settings.queries > len(queries.example_id):
         raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
+    check_tokenizer(tokenizer, queries.prompt)
     check_positions(model, queries, constraint.max_length)
     objective = build_objective(config.objective, settings.samples)
     check_first_tokens(objective, task)
@@ -221,6 +222,17 @@ def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objectiv
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
     rest = {name: value for name, value in values.items() if name != "terms"}
     return section(Objective, rest, terms=terms, samples_per_query=samples)
+
+
+def check_tokenizer(tokenizer: Any, prompt: Tokens) -> None:
+    """Raises ValueError where the tokenizer does not know the words of the task's prompts."""
+    unknown = (np.asarray(prompt.ids) == tokenizer.unk_token_id) & np.asarray(prompt.mask)
+    count = int(unknown.any(1).sum())
+    if tokenizer.unk_token_id is not None and count > len(unknown) / 10:
+        raise ValueError(
+            f"{count} of {len(unknown)} prompts hold words that the model's tokenizer does not know "
+            f"({tokenizer.unk_token}): is model.path a model for this task?"
+        )
 
 
 def check_first_tokens(objective: Objective, task: Task) -> None:

@@ -211,6 +211,14 @@ def test_first_tokens_that_nothing_would_train_are_refused():
     gflownet_parts(config, model, tokenizer, mesh)
 
 
+@pytest.mark.parametrize("name", ["continuation", "infilling"])
+def test_a_tokenizer_of_another_world_is_refused(name):
+    folder = model_folder("tiny-arithmetic")
+    model, tokenizer = read_config(folder)[1], load_tokenizer(folder)
+    with pytest.raises(ValueError, match=r"prompts hold words that the model's tokenizer does not know \(<unk>\)"):
+        gflownet_parts(config_of(name), model, tokenizer, meshes.abstract_mesh(ONE))
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
