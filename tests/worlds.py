@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfn_jax.environments import Calculator
-from gfn_jax.models import decoder
+from gfn_jax.models import decoder, layers, quantize
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.policy.constraint import make_constraint
@@ -69,6 +69,19 @@ def right_padded(rows: list[list[int]], width: int | None = None) -> Tokens:
     ids = [row + [1] * (width - len(row)) for row in rows]
     mask = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
     return Tokens(ids=jnp.asarray(ids, jnp.int32), mask=jnp.asarray(mask))
+
+
+def coarse_products(monkeypatch) -> None:
+    """Linear maps round what they multiply to bfloat16, as an accelerator's units do at their default precision.
+
+    `jax.default_matmul_precision` asks for that too, but changes nothing on a CPU.
+    """
+
+    def coarse(x, kernel, dtype):
+        x, kernel = (jax.lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7) for a in (x, kernel))
+        return quantize.multiply(x, kernel, dtype)
+
+    monkeypatch.setattr(layers, "multiply", coarse)
 
 
 def random_ids(seed: int, *shape: int, vocab: int = 23) -> jax.Array:

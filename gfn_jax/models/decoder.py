@@ -280,53 +280,43 @@ def logits(config: ModelConfig, head: Head, hidden: Float[Array, "*b E"]) -> Flo
     return _soft_cap(config, out)
 
 
-def logits_at(
-    config: ModelConfig, head: Head, hidden: Float[Array, "*b E"], columns: Int[Array, "*b M"]
-) -> Float[Array, "*b M"]:
-    """The logits of a few columns of each position: M dot products instead of all A."""
-
-    def dot(x: Float[Array, "*b I"], kernel: Float[Array, "I A"]) -> Float[Array, "*b M"]:
-        chosen = kernel.T[columns].astype(x.dtype)
-        return jnp.einsum("...i,...mi->...m", x, chosen, preferred_element_type=jnp.float32)
-
-    out = dot(hidden, head.weights["kernel"])
-    if "bias" in head.weights:
-        out = out + head.weights["bias"][columns].astype(jnp.float32)
-    if head.adapter is not None:
-        out = out + head.scale * dot(hidden @ head.adapter["a"].astype(hidden.dtype), head.adapter["b"])
-    return _soft_cap(config, out)
-
-
-def log_normalizer(
-    config: ModelConfig, head: Head, hidden: Float[Array, "N E"], penalty: Float[Array, " A"] | None = None
-) -> Float[Array, " N"]:
-    """Log sum exp of all logits (less a penalty a column), a block of the vocabulary at a time.
+def log_probs_at(
+    config: ModelConfig,
+    head: Head,
+    hidden: Float[Array, "N E"],
+    columns: Int[Array, "N M"],
+    penalty: Float[Array, " A"] | None = None,
+) -> Float[Array, "N M"]:
+    """Log softmax of all logits (less a penalty a column) at a few columns, a block of the vocabulary at a time.
 
     Neither [N, V] logits nor a second pass over the head's weights: the running maximum and sum are corrected as
-    blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867). Meant for scoring without gradient.
+    blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867), and the wanted logits are taken from those very
+    blocks, so that no probability exceeds 1 at any precision of the products. Meant for scoring without gradient.
     """
     width = head.weights["kernel"].shape[1]
     block = min(VOCABULARY_BLOCK, width)
 
-    def one(carry: tuple[Array, Array], number: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
-        top, total = carry
+    def one(carry: tuple[Array, Array, Array], number: Int[Array, ""]) -> tuple[tuple[Array, Array, Array], None]:
+        top, total, picked = carry
         begin = jnp.minimum(number * block, width - block)  # the last block overlaps the one before it
 
-        def columns(x: Array) -> Array:
+        def part_of(x: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(x, begin, block, axis=-1)
 
-        adapter = None if head.adapter is None else {**head.adapter, "b": columns(head.adapter["b"])}
-        part = Head(jax.tree.map(columns, head.weights), adapter, head.scale)
-        scores = logits(config, part, hidden)
+        adapter = None if head.adapter is None else {**head.adapter, "b": part_of(head.adapter["b"])}
+        scores = logits(config, Head(jax.tree.map(part_of, head.weights), adapter, head.scale), hidden)
         if penalty is not None:
-            scores = scores - jax.lax.dynamic_slice_in_dim(penalty, begin, block)
+            scores = scores - part_of(penalty)
+        found = jnp.take_along_axis(scores, columns - begin, axis=-1, mode="clip")
+        picked = jnp.where(columns // block == number, found, picked)
         scores = jnp.where(begin + jnp.arange(block) >= number * block, scores, parts.NEGATIVE)
         higher = jnp.maximum(top, scores.max(-1))
-        return (higher, total * jnp.exp(top - higher) + jnp.exp(scores - higher[:, None]).sum(-1)), None
+        total = total * jnp.exp(top - higher) + jnp.exp(scores - higher[:, None]).sum(-1)
+        return (higher, total, picked), None
 
-    start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)))
-    (top, total), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
-    return top + jnp.log(total)
+    start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)), jnp.zeros(columns.shape))
+    (top, total, picked), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
+    return picked - (top + jnp.log(total))[:, None]
 
 
 def _soft_cap(config: ModelConfig, out: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -107,6 +107,13 @@ def make_constraint(
     )
 
 
-def masked_logsumexp(logits: Float[Array, "*b A"], allowed: Bool[Array, "*b A"]) -> Float[Array, "*b"]:
-    """The log normaliser over the allowed tokens; at least one must be."""
-    return jax.nn.logsumexp(jnp.where(allowed, logits.astype(jnp.float32), NEGATIVE), axis=-1)
+def masked_log_probs(
+    logits: Float[Array, "*b A"], allowed: Bool[Array, "*b A"], columns: Int[Array, "*b M"]
+) -> Float[Array, "*b M"]:
+    """Log softmax over the allowed tokens, of which there is one at least, at a few columns.
+
+    The normaliser sums the very numbers that are picked: no probability exceeds 1, and the only token allowed has
+    exactly 1, however coarse the products behind the logits are.
+    """
+    logits = jnp.where(allowed, logits.astype(jnp.float32), NEGATIVE)
+    return jnp.take_along_axis(logits, columns, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -37,12 +37,10 @@ def choose(
     drawn, best, total = draw(token, masked(logits, jnp.where(uniform, 0.0, inverse)[:, None], allowed))
     drawn = jnp.where(greedy, best, drawn)
     # The density needs the tempered part's normaliser, which is at hand unless some row drew from the uniform.
-    total = jax.lax.cond(
-        jnp.any(uniform),
-        lambda: jax.nn.logsumexp(masked(logits, inverse[:, None], allowed), axis=-1),
-        lambda: total,
-    )
-    log_tempered = jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0] * inverse - total
+    tempered = masked(logits, inverse[:, None], allowed)
+    total = jax.lax.cond(jnp.any(uniform), lambda: jax.nn.logsumexp(tempered, axis=-1), lambda: total)
+    # The normaliser's own number: multiplied once more, it might be rounded otherwise.
+    log_tempered = jnp.take_along_axis(tempered, drawn[:, None], axis=-1)[:, 0] - total
     log_uniform = -jnp.log(allowed.sum(-1).astype(jnp.float32))
     # log 0 is kept out: where one part has no share, the other's density is taken as it is.
     share = jnp.clip(uniform_mix, 1e-30, 1 - 1e-7)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint, masked_logsumexp
+from gfn_jax.policy.constraint import Constraint, masked_log_probs
 from gfn_jax.types import Params, PolicyScores, Rollout, Tokens
 
 
@@ -66,12 +66,10 @@ def score(
     states = jnp.broadcast_to(jnp.arange(horizon), (rows, horizon))
     # `state_mask` is the environment's and the length's word on stopping, as rollout heard it.
     allowed = constraint.allowed(states, rollout.state_mask)
-    total = masked_logsumexp(decoder.logits(config, head, hidden), allowed)
-    # The two logits that matter are dot products of their own: picking them out of [B, T, A] would make the backward
-    # pass fill an array of that size with zeros.
     chosen = constraint.column_of[rollout.completion]
     stop = jnp.broadcast_to(constraint.column_of[constraint.stop_id], chosen.shape)
-    log_probs = decoder.logits_at(config, head, hidden, jnp.stack([chosen, stop], axis=-1)) - total[..., None]
+    logits = decoder.logits(config, head, hidden)
+    log_probs = masked_log_probs(logits, allowed, jnp.stack([chosen, stop], axis=-1))
     return PolicyScores(
         log_pf=jnp.where(rollout.action_mask, log_probs[..., 0], 0.0),
         log_pterm=jnp.where(rollout.state_mask, log_probs[..., 1], 0.0),

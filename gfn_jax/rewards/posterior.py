@@ -145,11 +145,11 @@ def token_log_probs(
     With `penalty`, the first candidate's distribution is the penalised one (it scores Z), the others' is not.
     """
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    picked = decoder.logits_at(config, head, flat, wanted)
-    out = picked - decoder.log_normalizer(config, head, flat)[:, None]
-    if penalty is not None:
-        first = picked[:, 0] - penalty[wanted[:, 0]] - decoder.log_normalizer(config, head, flat, penalty)
-        out = out.at[:, 0].set(first)
+    if penalty is None:
+        out = decoder.log_probs_at(config, head, flat, wanted)
+    else:
+        first = decoder.log_probs_at(config, head, flat, wanted[:, :1], penalty)
+        out = jnp.concatenate([first, decoder.log_probs_at(config, head, flat, wanted[:, 1:])], axis=1)
     return out.reshape(targets.shape)
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfn_jax.policy.constraint import make_constraint, masked_logsumexp
+from gfn_jax.policy.constraint import make_constraint, masked_log_probs
 
 
 def choices(constraint, state, may_stop=True):
@@ -69,13 +69,17 @@ def test_impossible_constraints_are_refused(arguments, message):
         make_constraint(**{"vocab_size": 8, "stop_id": 0, "max_length": 3} | arguments)
 
 
-def test_the_normaliser_is_over_the_allowed_and_its_gradient_is_finite():
+def test_probabilities_are_over_the_allowed_and_their_gradient_is_finite():
     logits = jnp.asarray([[1.0, 2.0, 500.0, -3.0], [4.0, 3.0, 2.0, 1.0], [9.0, 9.0, 9.0, 9.0]])
     allowed = jnp.asarray([[True, True, False, True], [False, False, True, False], [False] * 4])
-    out, gradient = jax.value_and_grad(lambda x: masked_logsumexp(x, allowed)[0])(logits)
+    columns = jnp.asarray([[1, 3], [2, 2], [0, 1]])
+    out, gradient = jax.value_and_grad(lambda x: masked_log_probs(x, allowed, columns)[0, 0])(logits)
     kept = np.asarray(logits[0])[[0, 1, 3]]
-    np.testing.assert_allclose(out, np.log(np.exp(kept).sum()), rtol=1e-6)
-    np.testing.assert_allclose(gradient[0, jnp.asarray([0, 1, 3])], np.exp(kept - out), rtol=1e-5)
+    share = np.exp(kept) / np.exp(kept).sum()
+    np.testing.assert_allclose(out, np.log(share[1]), rtol=1e-6)
+    np.testing.assert_allclose(gradient[0, jnp.asarray([0, 1, 3])], np.array([0, 1, 0]) - share, rtol=1e-5)
     assert gradient[0, 2] == 0
-    assert masked_logsumexp(logits, allowed)[1] == 2.0
-    assert np.isfinite(jax.grad(lambda x: masked_logsumexp(x, allowed).sum())(logits)).all()
+    assert masked_log_probs(logits, allowed, columns)[1].tolist() == [0.0, 0.0]
+    total = jax.grad(lambda x: masked_log_probs(x, allowed, columns).sum())(logits)
+    assert np.isfinite(total).all()
+    np.testing.assert_array_equal(total[1], np.zeros(4))  # what is certain cannot be learnt

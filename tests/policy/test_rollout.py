@@ -122,6 +122,17 @@ def test_choices_follow_the_formula_and_report_it():
     assert not log_behavior[6].any()
 
 
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+def test_the_only_token_allowed_is_certain_at_any_temperature(mix):
+    logits = 5 * jax.random.normal(jax.random.key(0), (200, 7))
+    allowed = jnp.broadcast_to(jnp.arange(7) == 3, logits.shape)
+    drawn, log_behavior = jax.jit(choose)(
+        jax.random.key(1), logits, allowed, jnp.linspace(0.3, 2.0, 200), jnp.full(200, mix)
+    )
+    assert (drawn == 3).all()
+    np.testing.assert_array_equal(log_behavior, np.zeros(200))
+
+
 def test_one_program_serves_every_temperature_mix_and_key():
     before = sample._cache_size()
     for key, temperature, mix in [(0, 1.0, 0.0), (1, 0.5, 0.1), (2, 2.0, 1.0), (3, 0.0, 0.0)]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, random_ids, random_lora, random_params, tiny
+from worlds import coarse_products, left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
@@ -65,6 +65,30 @@ def test_scores_are_the_masked_softmax_of_the_whole_head(constraint, whole_logit
             log_pterm = logits[STOP] - log_norm if 1 <= t <= length else 0.0
             np.testing.assert_allclose(out.log_pf[row, t], log_pf, atol=3e-5)
             np.testing.assert_allclose(out.log_pterm[row, t], log_pterm, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "coarse"),
+    [
+        ({}, jnp.float32, False),
+        ({}, jnp.float32, True),
+        ({}, jnp.bfloat16, False),
+        ({"logit_softcap": 30.0}, jnp.float32, False),
+    ],
+    ids=["float32", "coarse products", "bfloat16", "soft cap"],
+)
+def test_the_last_stop_is_certain_and_no_probability_exceeds_one(changes, dtype, coarse, monkeypatch):
+    """Exactly: what is picked and what normalises it are the same numbers, whatever the precision of their products."""
+    if coarse:
+        coarse_products(monkeypatch)
+    config = tiny(**changes)
+    rollout = teacher_force(COMPLETION, jnp.full(4, LONGEST), SOME, NoTool())
+    with jax.default_matmul_precision("bfloat16"):
+        for scale in (0.4, 4.0):  # the second is nearly certain of every token
+            params = random_params(config, scale=scale, dtype=dtype)
+            out = jax.jit(functools.partial(score, config, constraint=SOME))(params, LORA, PROMPT, rollout)
+            assert out.log_pterm[:, -1].tolist() == out.log_pf[:, -1].tolist() == [0.0] * 4
+            assert max(out.log_pf.max(), out.log_pterm.max()) == 0
 
 
 def test_what_comes_after_the_stop_never_matters():

@@ -5,7 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import all_sequences, left_padded, query_of, random_ids, random_params, right_padded, tiny
+from worlds import (
+    all_sequences,
+    coarse_products,
+    left_padded,
+    query_of,
+    random_ids,
+    random_params,
+    right_padded,
+    tiny,
+)
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
@@ -108,6 +117,27 @@ def test_a_vocabulary_in_blocks_equals_the_whole_softmax(penalty, monkeypatch):
         log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
         expected = np.take_along_axis(log_p, np.asarray(targets)[..., candidate, None], -1)[..., 0]
         np.testing.assert_allclose(whole[..., candidate], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "coarse"),
+    [({}, False), ({}, True), ({"logit_softcap": 30.0}, False)],
+    ids=["plain", "coarse products", "soft cap"],
+)
+def test_no_token_is_likelier_than_certain(changes, coarse, monkeypatch):
+    """Every p <= 1 and their sum is 1: the normaliser's numbers are the picked ones, in blocks and in one."""
+    if coarse:
+        coarse_products(monkeypatch)
+    config = tiny(**changes)
+    head = decoder.select_head(config, PARAMS, None)
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((40, 16)), jnp.float32)
+    hidden *= jnp.where(jnp.arange(40) < 20, 1, 30)[:, None]  # the later ones are nearly certain
+    every = jnp.broadcast_to(jnp.arange(23), (40, 23))
+    for block in (6, 2048):
+        monkeypatch.setattr(decoder, "VOCABULARY_BLOCK", block)
+        log_probs = np.asarray(jax.jit(lambda x: token_log_probs(config, head, x, every))(hidden), np.float64)
+        assert -0.01 < log_probs.max() <= 0
+        np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=5e-5)
 
 
 def enumerated(arity: int, longest: int):
