@@ -24,6 +24,7 @@ from gfn_jax.rewards.compose import Product, Rearranged, context_last, without_c
 from gfn_jax.rewards.posterior import PosteriorReward, check_positions
 from gfn_jax.sections import imported
 from gfn_jax.tasks.task import Task
+from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import token_strings
 from gfn_jax.types import Rollout
 
@@ -62,13 +63,14 @@ def build_reward(config: RewardConfig, task: Task, model: ModelConfig, tokenizer
     """All compiled factors; the task's own reward alone where nothing else is asked for.
 
     Raises:
-        ValueError: an automaton that cannot be imported or is none, a word that is none, no factor at all.
+        ValueError: an automaton that cannot be imported or is none, a word that is none, no factor at all; or Z is to
+            begin a text, and the tokenizer has no token for that.
     """
     factors: list[tuple[float, Reward]] = []
     if config.task:
         factors.append((config.task, task.reward(model)))
     if config.unconditional or config.reverse:
-        start = jnp.asarray([_start(tokenizer)], jnp.int32)
+        start = jnp.asarray(encode_prompt(tokenizer, ""), jnp.int32)
         free = PosteriorReward(model)
         backwards = functools.partial(context_last, start=start)
         if config.unconditional:
@@ -88,14 +90,6 @@ def build_reward(config: RewardConfig, task: Task, model: ModelConfig, tokenizer
         return factors[0][1]
     weights, rewards = zip(*factors, strict=True)
     return Product(rewards, weights)
-
-
-def _start(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """What texts begin with: the tokenizer's beginning-of-text token or, where it has none, its end-of-text."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise ValueError("reward.unconditional and reward.reverse need a tokenizer with a bos or an eos token")
 
 
 def _strings(tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> list[str]:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
+from worlds import tiny
 
 from gfn_jax import launch
 from gfn_jax.build import build
@@ -17,6 +19,8 @@ from gfn_jax.models.checkpoint import read_config
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward, Product
 from gfn_jax.sections import imported
+from gfn_jax.tasks.continuation import Continuation, ContinuationConfig
+from gfn_jax.tasks.stories_corpus import build_tokenizer as stories_tokenizer
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.loop import train
@@ -66,6 +70,53 @@ def test_every_factor_is_built(world):
 def test_a_reward_without_factors_is_refused(world):
     with pytest.raises(ValueError, match="no factor"):
         build_reward(dataclasses.replace(PLAIN, task=0.0), *world)
+
+
+def adding_bos(tokenizer):
+    """The tokenizer with a begin-of-text that it puts before every text, as Llama's and Gemma's do."""
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+TOKENIZERS = {
+    "adds it": lambda shared: adding_bos(stories_tokenizer()),
+    "has none": lambda shared: stories_tokenizer(),
+    **{
+        name: lambda shared, name=name: load_tokenizer(shared() / name)
+        for name in ("tokenizers/gpt2", "tokenizers/gpt-neox", "models/stories260k")
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "begin_of_text"),
+    [(name, asked) for name in TOKENIZERS for asked in (False, True) if (name, asked) != ("has none", True)],
+)
+def test_begin_of_text_stands_once_and_first_in_whatever_is_scored(name, begin_of_text, request):
+    """Forwards, backwards and without X: [begin] X Z, [begin] Z X, [begin] Z; the begin is never after Z."""
+    tokenizer = TOKENIZERS[name](lambda: request.getfixturevalue("shared"))
+    settings = ContinuationConfig(None, False, 20, 4, begin_of_text, ".", 1, 3, ())
+    task = Continuation(settings, tokenizer, len(tokenizer))
+    model = tiny(vocab_size=len(tokenizer), max_positions=512)
+    asked = dataclasses.replace(PLAIN, task=1.0, unconditional=1.0, reverse=1.0)
+    _, free, backwards = build_reward(asked, task, model, tokenizer).factors
+    query = task.queries("train")
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begins = begin_of_text or name == "adds it"
+    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in task.splits["train"]]
+    assert real(query.context) == [[begin] * begins + text for text in texts]
+    assert real(free.arrange(query).context) == real(backwards.arrange(query).context) == [[begin]] * len(texts)
+    assert real(backwards.arrange(query).answer) == texts
+    assert real(free.arrange(query).answer) == real(query.answer)
+
+
+def real(tokens):
+    """The ids that are no padding, of every row."""
+    rows = zip(np.asarray(tokens.ids), np.asarray(tokens.mask), strict=True)
+    return [ids[mask].tolist() for ids, mask in rows]
 
 
 @pytest.mark.parametrize("path", ["json", "json:", "json:nothing", "no_such_module:f"])

@@ -59,13 +59,18 @@ def without_context(query: Query, start: Int[Array, " S"]) -> Query:
 
 
 def context_last(query: Query, start: Int[Array, " S"]) -> Query:
-    """Z then X, after `start`: reverse generation, of what may have come before X."""
+    """Z then X, after `start`: reverse generation, of what may have come before X.
+
+    A `start` that X begins with itself (a begin-of-text) is left out there: it stands before Z, and nowhere else.
+    """
     ids, mask = query.context.ids, query.context.mask
     length = ids.shape[1]
-    # Contexts are padded left and answers right.
-    index = (jnp.arange(length) + length - mask.sum(1, keepdims=True)) % length
-    answer = Tokens(*(jnp.take_along_axis(x, index, axis=1) for x in (ids, mask)))
-    return dataclasses.replace(query, context=_repeated(start, query), answer=answer)
+    first = length - mask.sum(1, keepdims=True)  # contexts are padded left, and answers right
+    beginning = jnp.take_along_axis(ids, jnp.minimum(first + jnp.arange(len(start)), length - 1), axis=1)
+    first += len(start) * (beginning == start).all(1, keepdims=True)
+    places = jnp.arange(length)
+    moved = jnp.take_along_axis(ids, jnp.minimum(first + places, length - 1), axis=1)
+    return dataclasses.replace(query, context=_repeated(start, query), answer=Tokens(moved, places < length - first))
 
 
 def _repeated(start: Int[Array, " S"], query: Query) -> Tokens:

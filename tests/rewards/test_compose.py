@@ -40,3 +40,16 @@ def test_reverse_generation_reads_the_context_last():
     backwards = Rearranged(reward, functools.partial(context_last, start=START))
     expected = log_rewards(reward, query_of(left_padded([[2], [2]]), answer=right_padded(CONTEXTS)))
     np.testing.assert_allclose(log_rewards(backwards, QUERY), expected, atol=2e-5)
+
+
+def test_reverse_generation_moves_a_begin_of_text_to_the_front():
+    """p(BOS Z X), whether X came with the BOS or without; never p(BOS Z BOS X)."""
+    reward = PosteriorReward(CONFIG)
+    backwards = Rearranged(reward, functools.partial(context_last, start=START))
+    begun = query_of(left_padded([[2, *CONTEXTS[0]], CONTEXTS[1]]), answer=right_padded(ANSWERS))
+    np.testing.assert_allclose(log_rewards(backwards, begun), log_rewards(backwards, QUERY), atol=2e-5)
+    two = jnp.asarray([2, 4], jnp.int32)
+    begun = query_of(left_padded([[2, 4, 3, 9], [2, 4]]), answer=right_padded(ANSWERS))
+    answer = context_last(begun, two).answer
+    assert [ids[mask].tolist() for ids, mask in zip(answer.ids, answer.mask, strict=True)] == [[3, 9], []]
+    assert context_last(QUERY, two).answer.mask.sum(1).tolist() == [3, 1]  # half a beginning is none
