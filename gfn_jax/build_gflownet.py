@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jaxtyping import Bool
 
 from gfn_jax import replay
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
@@ -38,6 +40,8 @@ from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
 from gfn_jax.training.writers import make_writers
 from gfn_jax.types import Params, PyTree, Seeds, Tokens, Trajectory
+
+_log = logging.getLogger("gfn_jax")
 
 
 def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
@@ -210,11 +214,35 @@ def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer,
         row = (query[:, None] * each + np.arange(each)).ravel()
         chunks.append(rewarded(constants, Seeds(seeds.example_id[query], seeds.completion[row], seeds.length[row])))
     trajectory = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: queries * each], *chunks)
+    accepted = trajectory.rollout.action_mask.any(1)
+    if not isinstance(accepted, jax.core.Tracer):  # a dry run has shapes alone
+        check_seeds(parts.task, *to_host((seeds, accepted)))
     if parts.host_reward is not None:
         rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
         added = parts.host_reward(rows, trajectory.rollout)
         trajectory = dataclasses.replace(trajectory, log_reward=trajectory.log_reward + added)
     return jax.jit(replay.add)(buffer, seeds.example_id, trajectory, settings.buffer_tolerance)
+
+
+def check_seeds(task: Task, seeds: Seeds, accepted: Bool[np.ndarray, " B"]) -> None:
+    """Says how many seeds the rules refuse, and which is the first; `accepted` as `teacher_force` has it.
+
+    Raises:
+        ValueError: all of them are refused, so that the buffer would start empty.
+    """
+    refused = np.flatnonzero(~accepted)
+    if not len(refused):
+        return
+    first = refused[0]
+    text = task.decode(seeds.completion[first, : seeds.length[first]].tolist())
+    example = seeds.example_id[first * len(seeds.example_id) // len(accepted)]
+    count = f"{len(refused)} of {len(accepted)} seeds of the replay buffer are refused"
+    reason = (
+        f"a token, a length or a tool's result that the task does not allow (the first is {text!r}, query {example})"
+    )
+    if len(refused) == len(accepted):
+        raise ValueError(f"{count}: {reason}; ask for no seeds, or for some that may be written")
+    _log.warning("%s: %s", count, reason)
 
 
 def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objective:

@@ -14,6 +14,7 @@ newline. Seeds are the true sentences that can be written so.
 
 import dataclasses
 import functools
+import logging
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ from gfn_jax.types import Query, Seeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 STOP = "."
 # What ends a sentence or a line; only the stop itself may be written.
@@ -180,10 +183,21 @@ class Infilling:
         return ids if self.config.min_length <= len(ids) <= self.config.max_length else None
 
     def seeds(self) -> Seeds:
-        """The true sentences of the first `seed_stories` training stories, of those that can be written."""
+        """The true sentences of the first `seed_stories` training stories, of those that can be written.
+
+        Raises:
+            ValueError: seeds are asked for, and none of these sentences can be written.
+        """
         first = self.splits["train"][: self.config.seed_stories]
         encoded = [self.encode_middle(problem, problem.middle) for problem in first]
         found = [(index, ids) for index, ids in enumerate(encoded) if ids is not None]
+        if len(found) < len(first):
+            one = next(problem.middle for problem, ids in zip(first, encoded, strict=True) if ids is None)
+            lengths = f"{self.config.min_length} to {self.config.max_length} tokens"
+            refused = f"{len(first) - len(found)} of {len(first)} seed_stories are no sentence of {lengths}: {one!r}"
+            if not found:
+                raise ValueError(f"{refused}; infilling.seed_stories=0 starts with an empty buffer")
+            logger.warning("%s", refused)
         return make_seeds(
             [index for index, _ in found], [ids for _, ids in found], self.stop_id, self.config.max_length
         )

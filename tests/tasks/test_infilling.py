@@ -99,6 +99,21 @@ def test_seeds_are_the_true_sentences(task, tokenizer):
     assert np.asarray(rollout.action_mask).any(axis=1).all()
 
 
+def test_seeds_that_cannot_be_written_are_counted_and_said(tokenizer, caplog):
+    def seeds(longest):
+        return Infilling(dataclasses.replace(TINY, max_length=longest), tokenizer, len(tokenizer)).seeds()
+
+    lengths = np.asarray(seeds(9).length)
+    assert not caplog.records
+    shorter = int(lengths.max()) - 1
+    found = seeds(shorter)
+    count = int((lengths > shorter).sum())
+    assert len(found.length) == len(lengths) - count > 0
+    assert f"{count} of {len(lengths)} seed_stories are no sentence of 4 to {shorter} tokens" in caplog.text
+    with pytest.raises(ValueError, match=f"{len(lengths)} of {len(lengths)} seed_stories are no sentence"):
+        seeds(int(lengths.min()) - 1)
+
+
 def test_candidates_are_the_posterior(task, tokenizer):
     for example, problem in enumerate(task.splits["test"]):
         table = task.candidates("test", example)
