@@ -42,6 +42,8 @@ from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.writers import make_writers
 from gfn_jax.types import Params, Query, Tokens
 
+# Streams of an M-step: fold_in(key of the seed, STREAM), behind the E-step's; rounds are added to the last.
+ORDER, ADAPTER, DROPOUT, SAMPLE = 3, 4, 5, 1000
 _log = logging.getLogger("gfn_jax")
 
 
@@ -135,7 +137,7 @@ def m_step(
         constants.queries.prompt,
         constants.constraint,
         constants.environment,
-        jax.random.fold_in(jax.random.key(config.seed), 1000 + number),
+        jax.random.fold_in(jax.random.key(config.seed), SAMPLE + number),
         settings.samples,
         temperature=1.0,
         batch=config.gflownet.queries,
@@ -182,15 +184,14 @@ def fit(
             warmup_steps=settings.warmup_steps,
         )
     )
-    root = jax.random.fold_in(key, 3)
-    order = epoch_order(root, len(documents.ids), settings.batch, settings.steps)
-    adapter = init_lora(jax.random.fold_in(key, 4), model, lora)
+    order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), settings.batch, settings.steps)
+    adapter = init_lora(jax.random.fold_in(key, ADAPTER), model, lora)
     algorithm = LanguageModeling(model, dropout=lora.dropout, remat=config.model.remat)
     run = Run(
         workdir=folder,
         step_fn=jax.jit(make_language_model_step(algorithm, optimizer), donate_argnums=0),
         state=ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)),
-        constants=Corpus(documents, jnp.asarray(loss_mask), order, root, params),
+        constants=Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), params),
         num_steps=settings.steps,
         samples_per_step=settings.batch,
         checkpointer=Checkpointer(folder, digest),

@@ -37,6 +37,8 @@ from gfn_jax.types import Params, PyTree, Tokens
 MODES = ("full", "lora")
 SPLITS = ("training text", "held-out text")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Streams of randomness: fold_in(key of the seed, STREAM).
+WEIGHTS, ORDER, DROPOUT = range(3)
 _log = logging.getLogger("gfn_jax")
 
 
@@ -54,8 +56,9 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         partial=True,
     )
     key = jax.random.key(config.seed)
-    params = init_params(jax.random.fold_in(key, 0), model)
-    documents, root = read_documents(kind, corpora, tokenizer), jax.random.fold_in(key, 1)
+    params = init_params(jax.random.fold_in(key, WEIGHTS), model)
+    documents = read_documents(kind, corpora, tokenizer)
+    order = phase_order(jax.random.fold_in(key, ORDER), phases, config.batch)
 
     def finish(trained: Trained) -> str:
         save_model(workdir / "model", model, trained.state.trainable, "llama", special_tokens(tokenizer))
@@ -66,7 +69,7 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         workdir=workdir,
         step_fn=jax.jit(make_language_model_step(LanguageModeling(model), optimizer), donate_argnums=0),
         state=ModelState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        constants=Corpus(documents, documents.mask, phase_order(root, phases, config.batch), root),
+        constants=Corpus(documents, documents.mask, order, jax.random.fold_in(key, DROPOUT)),
         num_steps=steps,
         samples_per_step=config.batch,
         checkpointer=Checkpointer(workdir, digest),
@@ -122,9 +125,9 @@ def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     lora = section(LoraConfig, config.lora)
     algorithm = finetuning_algorithm(config, model, lora, mesh)
     trainable, base = initial_weights(config, folder, lora, mesh)
-    root = jax.random.fold_in(jax.random.key(config.seed), 1)
-    order = epoch_order(root, len(train.ids), config.batch, steps)
-    constants = place(Corpus(train, train.mask, order, root, base), mesh)
+    key = jax.random.key(config.seed)
+    order = epoch_order(jax.random.fold_in(key, ORDER), len(train.ids), config.batch, steps)
+    constants = place(Corpus(train, train.mask, order, jax.random.fold_in(key, DROPOUT), base), mesh)
     state = place(ModelState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), mesh)
     rows = meshes.rows_sharding(mesh)
     perplexity = make_perplexity(algorithm, held_out, held_out.mask, config.evaluation.batch, rows)
@@ -201,7 +204,7 @@ def initial_weights(
     model, params = load_model(folder, dtype, meshes.shardings(abstract, mesh))
     if config.mode == "full":
         return params, None
-    return init_lora(jax.random.fold_in(jax.random.key(config.seed), 0), model, lora), params
+    return init_lora(jax.random.fold_in(jax.random.key(config.seed), WEIGHTS), model, lora), params
 
 
 def save_finetuned(

@@ -5,11 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from worlds import random_params, tiny
 
-from gfn_jax.build_em import build_em, e_step_config, joined_rows
+from gfn_jax import build_em as build_em_module
+from gfn_jax.algorithms.language_model import epoch_order
+from gfn_jax.build_em import EMConfig, build_em, e_step_config, fit, joined_rows
 from gfn_jax.launch import main, parse
+from gfn_jax.sections import section
 from gfn_jax.text.batching import pad_left, pad_right
-from gfn_jax.types import Query
+from gfn_jax.training.loop import Trained
+from gfn_jax.types import Query, Tokens
 
 
 def config_of(*overrides):
@@ -46,6 +51,18 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(tmp_path):
     arithmetic.em = config_of().em
     with pytest.raises(ValueError, match="'arithmetic' has no reward_adapter"):
         build_em(arithmetic, tmp_path)
+
+
+def test_an_m_steps_order_is_not_drawn_with_the_keys_of_dropout(tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(build_em_module, "train", lambda run: fitted.append(run) or Trained(run.state, 0, 0.0, 0.0))
+    config = config_of()
+    settings = section(EMConfig, config.em)
+    documents, learnt = Tokens(np.ones((40, 3), np.int32), np.ones((40, 3), bool)), np.ones((40, 3), bool)
+    model = tiny()
+    fit(config, settings, tmp_path, model, random_params(model), documents, learnt)
+    corpus = fitted[0].constants
+    assert (epoch_order(corpus.root, 40, settings.batch, settings.steps) != corpus.order).any()
 
 
 @pytest.mark.slow

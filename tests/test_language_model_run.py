@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gfn_jax.algorithms.language_model import Phase, epoch_order, phase_order
 from gfn_jax.build import build
 from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.models.adapters import load_adapter
@@ -85,6 +86,15 @@ def test_two_steps_a_stop_and_two_more_are_four_steps(pretrained, tmp_path):
     train(dataclasses.replace(first, num_steps=2))
     first.checkpointer.close()
     assert_equal(train(build(small_pretraining(), tmp_path)).state, pretrained[1].state)
+
+
+def test_the_order_is_not_drawn_with_the_keys_of_dropout(pretrained, tmp_path):
+    """Two streams of randomness, two roots: neither run's order comes from what its dropout is drawn with."""
+    corpus = pretrained[0].constants
+    phases = [Phase(2, 0, 8), Phase(2, 8, 16)]
+    assert (phase_order(corpus.root, phases, 4) != corpus.order).any()
+    corpus = build(small_finetuning(pretrained, tmp_path), tmp_path / "run").constants
+    assert (epoch_order(corpus.root, 16, 4, 8) != corpus.order).any()
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
