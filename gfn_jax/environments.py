@@ -8,8 +8,9 @@ two-term expressions"), as forced tokens that the policy did not choose:
     value      = a (operator) b,  with a, b the last two operands:  6 - 0 - 4 = writes 0 - 4, which is -4
 
 Spaces are free except inside digits. A comma, a dot, a newline or '=' begins a new expression; any other
-character spoils the expression it is in. A malformed expression, an operand or a value beyond
-`max_abs_value`, and an '=' inside a token have no result: nothing is written and generation goes on.
+character spoils the expression it is in, and so does an operand beyond `max_abs_value`, wherever it stands
+(6000 - 0 - 4 with a bound of 60). A malformed or spoilt expression, a value beyond `max_abs_value`, and an '='
+inside a token have no result: nothing is written and generation goes on.
 What the tool writes is part of the text like everything else: in "5 + 9 = 14 - 3 =" it is the left operand.
 
 Nothing here is ever evaluated as code. A token is a handful of symbols at most (a run of digits is one,
@@ -114,7 +115,7 @@ def _result_table(tokenizer: "PreTrainedTokenizerFast", strings: list[str], boun
 class CalculatorState:
     """One row's place in its expression `left operator sign * magnitude`, and in the result being written.
 
-    `operator` is +1, -1, or 0 before there is one; `magnitude` and |left| saturate at max_abs_value + 1.
+    `operator` is +1, -1, or 0 before there is one; a `magnitude` that saturates at max_abs_value + 1 spoils it.
     """
 
     phase: Int[Array, " B"]
@@ -219,10 +220,11 @@ class Calculator:
         begins = (kind == BREAK) | (kind == EQUALS)
         # The product fits: both factors are at most LARGEST_BOUND + 1.
         appended = jnp.minimum(state.magnitude * scale + number, self.max_abs_value + 1)
+        too_large = (kind == NUMBER) & (appended > self.max_abs_value)
         operator = jnp.where(kind == PLUS, 1, -1)
         return dataclasses.replace(
             state,
-            phase=jnp.asarray(NEXT_PHASE)[state.phase, kind],
+            phase=jnp.where(too_large, SPOILT, jnp.asarray(NEXT_PHASE)[state.phase, kind]),
             left=jnp.where(operates, state.sign * state.magnitude, state.left),
             operator=jnp.where(operates, operator, jnp.where(begins, 0, state.operator)),
             sign=jnp.where(operates | begins, 1, jnp.where(kind == MINUS, -1, state.sign)),
@@ -233,5 +235,4 @@ class Calculator:
         """Whether the expression up to here has a result, and the result."""
         value = state.left + state.operator * state.sign * state.magnitude
         complete = (state.phase == DIGITS) | (state.phase == AFTER)
-        largest = jnp.maximum(jnp.maximum(jnp.abs(state.left), state.magnitude), jnp.abs(value))
-        return complete & (state.operator != 0) & (largest <= self.max_abs_value), value
+        return complete & (state.operator != 0) & (jnp.abs(value) <= self.max_abs_value), value
