@@ -58,7 +58,7 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     check_kind(config.model.quantize)
     digest = claim_workdir(workdir, described(config))
     folder = resolve(model_folder(config.model.path))
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.use_mesh(section(meshes.MeshConfig, config.mesh))
     model_type, model, params = load_base(config, folder, mesh)
     tokenizer = load_tokenizer(folder)
     parts = gflownet_parts(config, model, tokenizer, mesh)

@@ -110,7 +110,7 @@ def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
         raise ValueError(f"mode {config.mode!r} is unknown; it is one of {', '.join(MODES)}")
     digest = claim_workdir(workdir, described(config))
     folder = resolve(model_folder(config.model.path))
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.use_mesh(section(meshes.MeshConfig, config.mesh))
     _, model = read_config(folder)
     data = section(TextConfig, config.data)
     if data.seq_length > model.max_positions:

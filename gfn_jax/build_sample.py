@@ -115,7 +115,7 @@ def sample(settings: Settings) -> Iterator[list[Sample]]:
     Raises:
         ValueError, OSError: what is wrong with the settings or the files, in one line.
     """
-    mesh = meshes.make_mesh(meshes.MeshConfig(settings.data, settings.fsdp, settings.tensor))
+    mesh = meshes.use_mesh(meshes.MeshConfig(settings.data, settings.fsdp, settings.tensor))
     folder = resolve(model_folder(settings.model))
     model_type, config = read_config(folder)
     tokenizer = load_tokenizer(folder)

@@ -20,6 +20,7 @@ from gfn_jax.models import layers as parts
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
 from gfn_jax.types import Params, Tokens
 
 VOCABULARY_BLOCK = 2048  # columns of the head whose logits are held at once while only their sum is wanted
@@ -64,7 +65,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Param
 def empty_cache(config: ModelConfig, rows: int, length: int, dtype=jnp.float32) -> KeyValues:
     """Room for `length` tokens a row, none of them visible yet."""
     shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, dtype)
+    zeros = constrain(jnp.zeros(shape, dtype), None, ROWS)
     return KeyValues(
         k=zeros, v=zeros, mask=jnp.zeros((rows, length), bool), positions=jnp.zeros((rows, length), jnp.int32)
     )
@@ -119,6 +120,7 @@ def forward(
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     if config.positions == "learned":
         x = x + params["embed"]["positions"][positions]
+    x = split_rows(x)
     own_positions = positions
     if cache is not None:
         own_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, column))
@@ -170,7 +172,7 @@ def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], lay
     def project(name: str, x: Array) -> Array:
         index = list(config.projections).index(name)
         dropout = None if key is None else (jax.random.fold_in(key, index), context.dropout_rate)
-        return parts.linear(weights[name], x, adapters.get(name), context.scale, dropout)
+        return split_rows(parts.linear(weights[name], x, adapters.get(name), context.scale, dropout))
 
     def norm(name: str, x: Array) -> Array:
         return parts.norm(config, weights[name], x)
@@ -193,7 +195,7 @@ def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], lay
     else:
         x = x + attended
         x = x + mlp(norm("mlp_norm", x))
-    return x, keys
+    return split_rows(x), keys
 
 
 def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], project, h: Float[Array, "B S E"]):
@@ -249,7 +251,7 @@ def past_length(past: tuple[KeyValues, ...], rows: int) -> Int[Array, " rows"]:
     total = jnp.zeros((rows,), jnp.int32)
     for segment in past:
         lengths = segment.mask.sum(1, dtype=jnp.int32)
-        total = total + jnp.repeat(lengths, rows // lengths.shape[0], total_repeat_length=rows)
+        total = total + repeat_rows(lengths, rows // len(lengths))
     return total
 
 
@@ -271,12 +273,14 @@ def select_head(
     if columns is not None:
         weights = {name: value[..., columns] for name, value in weights.items()}
         adapter = None if adapter is None else {"a": adapter["a"], "b": adapter["b"][:, columns]}
+    # Gathered over fsdp here, once: what reads the head reads it in a loop.
+    weights = {name: constrain(value, *[None] * (value.ndim - 1), TENSOR) for name, value in weights.items()}
     return Head(weights=weights, adapter=adapter, scale=1.0 if lora is None else lora.scale)
 
 
 def logits(config: ModelConfig, head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
     """Unnormalised log-probabilities in float32."""
-    out = parts.linear(head.weights, hidden, head.adapter, head.scale, dtype=jnp.float32)
+    out = parts.linear(head.weights, split_rows(hidden), head.adapter, head.scale, dtype=jnp.float32)
     return _soft_cap(config, out)
 
 
@@ -293,7 +297,10 @@ def log_probs_at(
     blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867), and the wanted logits are taken from those very
     blocks, so that no probability exceeds 1 at any precision of the products. Meant for scoring without gradient.
     """
-    width = head.weights["kernel"].shape[1]
+    count = head.weights["kernel"].shape[1]
+    # A head that is split over its vocabulary is cut within every part, so that no device needs another's columns.
+    splits = parts_of(TENSOR) if count % parts_of(TENSOR) == 0 else 1
+    width = count // splits
     block = min(VOCABULARY_BLOCK, width)
 
     def one(carry: tuple[Array, Array, Array], number: Int[Array, ""]) -> tuple[tuple[Array, Array, Array], None]:
@@ -301,19 +308,23 @@ def log_probs_at(
         begin = jnp.minimum(number * block, width - block)  # the last block overlaps the one before it
 
         def part_of(x: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(x, begin, block, axis=-1)
+            cut = jax.lax.dynamic_slice_in_dim(x.reshape(*x.shape[:-1], splits, width), begin, block, axis=-1)
+            return cut.reshape(*x.shape[:-1], splits * block)
 
         adapter = None if head.adapter is None else {**head.adapter, "b": part_of(head.adapter["b"])}
         scores = logits(config, Head(jax.tree.map(part_of, head.weights), adapter, head.scale), hidden)
         if penalty is not None:
             scores = scores - part_of(penalty)
-        found = jnp.take_along_axis(scores, columns - begin, axis=-1, mode="clip")
-        picked = jnp.where(columns // block == number, found, picked)
-        scores = jnp.where(begin + jnp.arange(block) >= number * block, scores, parts.NEGATIVE)
+        inside = jnp.clip(columns % width - begin, 0, block - 1)
+        found = jnp.take_along_axis(scores, columns // width * block + inside, axis=-1)
+        picked = jnp.where(columns % width // block == number, found, picked)
+        fresh = begin + jnp.arange(block) >= number * block
+        scores = jnp.where(jnp.tile(fresh, splits), scores, parts.NEGATIVE)
         higher = jnp.maximum(top, scores.max(-1))
         total = total * jnp.exp(top - higher) + jnp.exp(scores - higher[:, None]).sum(-1)
         return (higher, total, picked), None
 
+    hidden = split_rows(hidden)
     start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)), jnp.zeros(columns.shape))
     (top, total, picked), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
     return picked - (top + jnp.log(total))[:, None]

@@ -16,6 +16,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.policy.draw import draw
 from gfn_jax.types import Params, Rollout, Tokens
@@ -83,7 +84,7 @@ def rollout(
     rows, queries = temperature.shape[0], prompt.ids.shape[0]
     horizon = constraint.horizon
     hidden, shared = decoder.prefill(config, params, lora, prompt)
-    hidden = jnp.repeat(hidden[:, -1], rows // queries, axis=0, total_repeat_length=rows)
+    hidden = repeat_rows(hidden[:, -1], rows // queries)
     start = decoder.past_length((shared,), rows)
     head = decoder.select_head(config, params, lora, constraint.columns)
     cache = decoder.empty_cache(config, rows, horizon - 1, hidden.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Constraint, masked_log_probs
 from gfn_jax.types import Params, PolicyScores, Rollout, Tokens
 
@@ -45,7 +46,7 @@ def score(
     if dropout is not None:
         keys = [(key, dropout[1]) for key in jax.random.split(dropout[0])]
     first, shared = decoder.prefill(config, params, lora, prompt, dropout=keys[0], remat=remat)
-    first = jnp.repeat(first[:, -1:], rows // queries, axis=0, total_repeat_length=rows)
+    first = repeat_rows(first[:, -1:], rows // queries)
     start = decoder.past_length((shared,), rows)
     positions = start[:, None] + jnp.arange(horizon - 1)
     # Completions are padded right: a causal mask alone keeps padding out of what matters.

@@ -21,6 +21,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.types import Params, Tokens
 
@@ -134,7 +135,7 @@ def search(
     if isinstance(strategy, Beam) and rows // strategy.groups >= len(constraint.token_ids):
         raise ValueError(f"{len(constraint.token_ids)} tokens are too few for {rows // strategy.groups} beams a group")
     hidden, shared = decoder.prefill(config, params, lora, prompt)
-    hidden = jnp.repeat(hidden[:, -1], rows, axis=0)
+    hidden = repeat_rows(hidden[:, -1], rows)
     start = decoder.past_length((shared,), queries * rows)
     head = decoder.select_head(config, params, lora, constraint.columns)
     cache = decoder.empty_cache(config, queries * rows, horizon - 1, hidden.dtype)

@@ -23,6 +23,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.types import Params, Query, Rollout, Tokens
 
 
@@ -66,11 +67,11 @@ class PosteriorReward:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
         rows, horizon = rollout.completion.shape
         repeats = rows // query.example_id.shape[0]
-        answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), query.answer)
+        answer = jax.tree.map(lambda x: repeat_rows(x, repeats), query.answer)
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
         adapter = prepared.adapter
         first, shared = decoder.prefill(self.config, params, adapter, query.context, past)
-        first = jnp.repeat(first[:, -1:], repeats, axis=0)
+        first = repeat_rows(first[:, -1:], repeats)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
         ids, offsets, visible = pack(rollout.completion, answer.ids)
@@ -159,7 +160,7 @@ def sequential_log_reward(
     """The same by one full forward pass per prefix, as the released code does: the packed pass's oracle."""
     rows, horizon = rollout.completion.shape
     repeats = rows // query.example_id.shape[0]
-    context, answer = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), (query.context, query.answer))
+    context, answer = jax.tree.map(lambda x: repeat_rows(x, repeats), (query.context, query.answer))
     past = () if prepared.demonstrations is None else (prepared.demonstrations,)
     head = decoder.select_head(reward.config, params, prepared.adapter)
     out = []

@@ -17,10 +17,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gfn_jax.models.partition import ROWS, TENSOR
 from gfn_jax.types import PyTree
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+AXES = (*ROWS, TENSOR)
 
 Rules = tuple[tuple[str, P], ...]
 
@@ -95,6 +95,17 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if math.prod(sizes) != len(devices):
         raise ValueError(f"mesh {_asked(config)} does not fit {len(devices)} devices: the sizes must multiply to that")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def use_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of all devices, from here on the process's own: `models.partition` keeps rows split over it.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    mesh = make_mesh(config)
+    jax.set_mesh(mesh)
+    return mesh
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:

@@ -1,0 +1,101 @@
+"""What a training step sends between devices: rows stay where they are, weights come a layer at a time."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections import Counter
+
+import jax
+import pytest
+from collectives import ALLOWED, CONFIG, LORA, groups_of
+
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.lora import init_lora
+
+HEAD = [CONFIG.width, CONFIG.vocab_size]
+
+
+def sent_on(mesh: str) -> list[dict]:
+    """The collectives of the step on data x fsdp x tensor virtual devices (compiled in a process of its own)."""
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, here / "collectives.py", mesh],
+        env=os.environ
+        | {
+            # What the compiler splits and sends is decided before its backend optimises anything.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+            "PYTHONPATH": os.pathsep.join(map(str, (here.parent, here.parents[1]))),
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def weights(fsdp: int, tensor: int) -> set[tuple[int, ...]]:
+    """Shapes of a layer's weights (the head's allowed columns too), whole or in parts, in ascending order."""
+    key = jax.random.key(0)
+    tree = jax.eval_shape(lambda: (init_params(key, CONFIG), init_lora(key, CONFIG, LORA)))
+    whole = {leaf.shape[-2:] for leaf in jax.tree.leaves(tree) if leaf.ndim > 1} | {
+        (CONFIG.width, ALLOWED),
+        (LORA.rank, ALLOWED),
+    }
+    parts = (1, fsdp, tensor)
+    return {tuple(sorted((i // a, o // b))) for i, o in whole for a in parts for b in parts}
+
+
+def weights_gathered(sent: list[dict], fsdp: int, tensor: int) -> Counter:
+    """How often each shape of weights is gathered in each computation, having seen that no activation crosses rows."""
+    known = weights(fsdp, tensor)
+    sizes = (CONFIG.width, CONFIG.num_heads * CONFIG.head_dim, CONFIG.mlp_width, CONFIG.vocab_size, ALLOWED)
+    features = {size // part for size in sizes for part in (1, tensor)}
+    gathered = Counter()
+    for one in sent:
+        over_rows = any(len({device // tensor for device in group}) > 1 for group in one["groups"])
+        for dtype, shape in one["shapes"]:
+            if not over_rows or dtype not in ("f32", "bf16"):
+                continue
+            if tuple(sorted(shape)) not in known:
+                assert not features & set(shape), f"an activation crosses rows: {one['line'][:300]}"
+            elif one["kind"] == "all-gather":
+                gathered[one["computation"], tuple(shape)] += 1
+                if shape == [HEAD[0], HEAD[1] // tensor]:
+                    assert one["line"].count("while/body") <= 1, f"the head is gathered in a loop: {one['line'][:300]}"
+    return gathered
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "2x2x2",
+        pytest.param("8x1x1", marks=pytest.mark.slow),
+        pytest.param("1x8x1", marks=pytest.mark.slow),
+        pytest.param("1x1x8", marks=pytest.mark.slow),
+    ],
+)
+def test_rows_stay_and_weights_come_once_a_pass(mesh):
+    _, fsdp, tensor = map(int, mesh.split("x"))
+    sent = sent_on(mesh)
+    assert any(one["kind"] == "all-reduce" for one in sent)  # metrics at least: the program was read
+    gathered = weights_gathered(sent, fsdp, tensor)
+    assert bool(gathered) == (fsdp > 1)
+    kernels = [shape for i, o in CONFIG.projections.values() for shape in {(i // tensor, o), (i, o // tensor)}]
+    for (computation, shape), count in gathered.items():
+        if shape in kernels:
+            assert count <= kernels.count(shape), f"{count} x {shape} gathered in {computation}"
+
+
+def test_groups_are_read_as_the_compiler_writes_them():
+    pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    across = [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert groups_of("replica_groups={{0,1},{2,3},{4,5},{6,7}}, x") == pairs
+    assert groups_of("replica_groups=[4,2]<=[8], x") == pairs
+    assert groups_of("replica_groups=[4,2]<=[2,4]T(1,0), x") == across
+    assert groups_of("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, x") == across
+    assert groups_of("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, x") == across
+    assert groups_of("source_target_pairs={{0,1},{2,3}}, x") == [[0, 1], [2, 3]]
+    assert groups_of("replica_groups={}, x") == [list(range(8))]
