@@ -2,14 +2,16 @@
 
 Nothing is allocated or downloaded and no weight is read: the run is built from shapes (`jax.eval_shape`) and every
 array divided as the sharding rules divide it, on a mesh whose devices need not exist. Base, adapter, optimizer,
-buffer and caches are exact; activations are an estimate, in bytes a device, the rows of a micro-batch being split
-n = data x fsdp ways:
+buffer and caches are exact; activations are an estimate, in bytes of a micro-batch, whose rows are split
+n = data x fsdp ways and of whose features a share is split over tensor (`tensor_share`):
 
-    backward = (r + [remat] l / L) / n,      reward = l / L * reward tokens / policy tokens / n + logits
+    backward = (r + 3/2 l / L) / n,      reward = max(attention, MLP, logits) of the packed pass / n
 
-r: what JAX keeps for the backward pass of a micro-batch, read off the traced program; l: the same without remat, of
-which one of L layers is held while it is recomputed. The reward's pass keeps nothing, but holds one layer and a block
-of logits. The larger of the two counts. XLA may fuse some of it away, and needs some more for its own work.
+r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
+worked on: its values and the gradients of about half of them. The reward's pass keeps nothing, but holds what one
+layer works on, of all packed tokens: two copies of the attention's float32 scores, or the MLP's inner values, or a
+block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
+within 20 % (tests/training/test_collectives.py).
 """
 
 import dataclasses
@@ -238,27 +240,44 @@ def memory(
         "prompt cache": cache(queries, shape.prompt),
         "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
         "reward cache": nbytes(constants.prepared) + cache(queries, shape.context),
-        "activations": activations(algorithm, constants, state, shape) // split,
+        "activations": int(activations(algorithm, constants, state, shape) // split * tensor_share(model, mesh)),
         "weights in use": in_use(constants.params, model, dtype, mesh),
     }
 
 
 def activations(algorithm: GFlowNet, constants: Constants, state: TrainState, shape: StepShape) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
-    parts, model = algorithm.config.micro_batches, algorithm.model
     without = kept_for_backward(dataclasses.replace(algorithm, remat=False), constants, state)
-    layer = without // model.num_layers
-    backward = without
-    if algorithm.remat:
-        backward = kept_for_backward(algorithm, constants, state) + layer
-    part = dataclasses.replace(shape, queries=shape.queries // parts)
-    policy_tokens = part.queries * part.prompt + part.rows * (part.horizon - 1)
-    rows = part.queries * algorithm.config.fresh_samples
-    states = rows * part.horizon
-    packed = part.queries * part.context + rows * (part.horizon - 1) + states * (part.answer - 1)
-    # A block of logits and of their exponentials, of all the states and the answers' tokens after them.
-    logits = 2 * 4 * states * max(1, part.answer - 1) * min(VOCABULARY_BLOCK, model.vocab_size)
-    return max(backward, layer * packed // policy_tokens + logits)
+    kept = kept_for_backward(algorithm, constants, state) if algorithm.remat else without
+    backward = kept + 3 * without // (2 * algorithm.model.num_layers)
+    if not contexts(constants.prepared):
+        return backward
+    part = dataclasses.replace(
+        shape, queries=shape.queries // algorithm.config.micro_batches, samples=algorithm.config.fresh_samples
+    )
+    return max(backward, reward_activations(algorithm.model, part, constants.params["embed"]["tokens"].dtype))
+
+
+def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
+    """Bytes that the packed pass of one micro-batch works on at once."""
+    packed = part.horizon - 1 + part.horizon * (part.answer - 1)
+    visible = packed + part.context + part.few_shot
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    stream = 2 * model.width  # the residual and its normed copy
+    inner = (3 if model.gated_mlp else 2) * model.mlp_width
+    attention = 2 * 4 * model.num_heads * visible + (stream + heads + 2 * kv_heads) * dtype.itemsize
+    mlp = (stream + inner) * dtype.itemsize
+    states = part.rows * part.horizon * max(1, part.answer - 1)
+    logits = states * (2 * 4 * min(VOCABULARY_BLOCK, model.vocab_size) + model.width * dtype.itemsize)
+    return max(part.rows * packed * max(attention, mlp), logits)
+
+
+def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh) -> float:
+    """The share of a token's activations on a device of a tensor group: only heads and inner values are cut."""
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    split = heads + (3 if model.gated_mlp else 2) * model.mlp_width
+    whole = 4 * model.width
+    return (split / mesh.shape["tensor"] + whole) / (split + whole)
 
 
 def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:

@@ -1,6 +1,7 @@
 """Run in a process that shows eight devices: what one training step sends between them, on a mesh named on the line.
 
-Prints JSON, one entry a collective operation of the compiled step: its computation, kind, groups of devices, shapes.
+Prints JSON: `sent`, one entry a collective operation of the compiled step (computation, kind, groups of devices,
+shapes), and bytes a device, `planned` by the dry run and `taken` by the compiled step.
 """
 
 import json
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from worlds import left_padded, query_of, random_ids, right_padded, tiny
 
+from gfn_jax import dry_run
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
@@ -26,18 +28,22 @@ from gfn_jax.training.step import TrainState, make_step
 # Every size of its own, so that a shape says what it is of; all that is split divides by eight.
 CONFIG = tiny(vocab_size=72, width=40, num_heads=8, num_kv_heads=8, head_dim=8, mlp_width=56)
 LORA = LoraConfig(3, 6, ("q", "k", "v", "o", "gate", "up", "down", "head"))
-QUERIES, SAMPLES, REPLAYED, HORIZON, CAPACITY, ALLOWED = 16, 4, 1, 6, 5, 24
+QUERIES, SAMPLES, REPLAYED, HORIZON, CAPACITY, ALLOWED = 16, 4, 1, 17, 5, 24
 
 
-def compile_step(mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """The step of a small world with an answer after every prefix, compiled for the mesh; nothing is computed."""
+def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stages.Compiled, int]:
+    """The step of a small world with an answer after every prefix; nothing is computed.
+
+    Returns:
+        The step compiled for the mesh, and the bytes a device that the dry run thinks it takes.
+    """
     settings = GFlowNetConfig(QUERIES, SAMPLES, REPLAYED, tempered=0.5, buffer_capacity=CAPACITY)
     objective = Objective((("subtb", 1.0),), "released_mean", samples_per_query=SAMPLES)
-    algorithm = GFlowNet(CONFIG, PosteriorReward(CONFIG), objective, settings)
+    algorithm = GFlowNet(CONFIG, PosteriorReward(CONFIG), objective, settings, remat=remat)
     optimizer = make_optimizer(OptimizerConfig(1e-3, total_steps=10))
 
-    prompt = left_padded(random_ids(0, QUERIES, 7).tolist())
-    answer = right_padded(random_ids(1, QUERIES, 3).tolist())
+    prompt = left_padded(random_ids(0, QUERIES, 23).tolist())
+    answer = right_padded(random_ids(1, QUERIES, 4).tolist())
 
     def initial() -> tuple[TrainState, Constants]:
         params = decoder.init_params(jax.random.key(0), CONFIG)
@@ -58,7 +64,9 @@ def compile_step(mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
     state, constants = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where)
     step = make_step(algorithm, optimizer, meshes.rows_sharding(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where[0], meshes.replicated(mesh)))
-    return jitted.lower(state, constants).compile()
+    shape = dry_run.step_shape(algorithm, shapes[1])
+    planned = dry_run.memory(algorithm, shapes[1], shapes[0], shape, jnp.dtype(jnp.float32), mesh.abstract_mesh)
+    return jitted.lower(state, constants).compile(), sum(planned.values())
 
 
 def collectives(text: str) -> list[dict]:
@@ -96,9 +104,8 @@ def groups_of(line: str) -> list[list[int]]:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
     if iota:
         return counted(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2])).tolist()
-    named = re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", line
-    )
+    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    named = re.search(r"replica_groups=mesh\[(.*?)\]" + order + r" \{(.*?)\}", line)
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         ids = counted(named[2] or "8", named[3]).reshape([int(size) for size in sizes.values()])
@@ -113,4 +120,7 @@ if __name__ == "__main__":
     decoder.VOCABULARY_BLOCK = 16  # several blocks even here
     MESH = meshes.make_mesh(meshes.MeshConfig(*map(int, sys.argv[1].split("x"))))
     with jax.set_mesh(MESH):
-        print(json.dumps(collectives(compile_step(MESH).as_text())))
+        compiled, planned = compile_step(MESH, remat="remat" in sys.argv)
+    memory = compiled.memory_analysis()
+    taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    print(json.dumps({"sent": collectives(compiled.as_text()), "planned": planned, "taken": taken}))

@@ -1,6 +1,7 @@
 """What a training step sends between devices: rows stay where they are, weights come a layer at a time."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -17,15 +18,16 @@ from gfn_jax.models.lora import init_lora
 HEAD = [CONFIG.width, CONFIG.vocab_size]
 
 
-def sent_on(mesh: str) -> list[dict]:
-    """The collectives of the step on data x fsdp x tensor virtual devices (compiled in a process of its own)."""
+def compiled_on(mesh: str, *words: str) -> dict:
+    """What `collectives.py` says of the step on data x fsdp x tensor virtual devices, in a process of its own."""
     here = pathlib.Path(__file__).parent
+    devices = math.prod(map(int, mesh.split("x")))
     done = subprocess.run(
-        [sys.executable, here / "collectives.py", mesh],
+        [sys.executable, here / "collectives.py", mesh, *words],
         env=os.environ
         | {
             # What the compiler splits and sends is decided before its backend optimises anything.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
             "PYTHONPATH": os.pathsep.join(map(str, (here.parent, here.parents[1]))),
         },
         capture_output=True,
@@ -79,7 +81,8 @@ def weights_gathered(sent: list[dict], fsdp: int, tensor: int) -> Counter:
 )
 def test_rows_stay_and_weights_come_once_a_pass(mesh):
     _, fsdp, tensor = map(int, mesh.split("x"))
-    sent = sent_on(mesh)
+    compiled = compiled_on(mesh)
+    sent = compiled["sent"]
     assert any(one["kind"] == "all-reduce" for one in sent)  # metrics at least: the program was read
     gathered = weights_gathered(sent, fsdp, tensor)
     assert bool(gathered) == (fsdp > 1)
@@ -87,6 +90,14 @@ def test_rows_stay_and_weights_come_once_a_pass(mesh):
     for (computation, shape), count in gathered.items():
         if shape in kernels:
             assert count <= kernels.count(shape), f"{count} x {shape} gathered in {computation}"
+    assert compiled["planned"] == pytest.approx(compiled["taken"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("remat",)])
+def test_memory_is_as_planned_on_one_device(words):
+    compiled = compiled_on("1x1x1", *words)
+    assert compiled["planned"] == pytest.approx(compiled["taken"], rel=0.2)
 
 
 def test_groups_are_read_as_the_compiler_writes_them():
