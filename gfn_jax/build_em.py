@@ -23,7 +23,7 @@ from jaxtyping import Bool
 
 from gfn_jax.algorithms.gflownet import Constants
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
-from gfn_jax.build_gflownet import build_gflownet
+from gfn_jax.build_gflownet import build_gflownet, place
 from gfn_jax.build_tasks import entry_of
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.sampling import sample_completions
@@ -35,7 +35,8 @@ from gfn_jax.models.tensor_files import resolve
 from gfn_jax.sections import described, section
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
-from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
+from gfn_jax.training import mesh as meshes
+from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
 from gfn_jax.training.language_model import ModelState, make_language_model_step
 from gfn_jax.training.loop import Run, Trained, train
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -78,17 +79,46 @@ def build_em(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: 
         raise ValueError("em rounds, samples, steps and batch must each be at least 1")
     if "reward_adapter" not in config[config.task]:
         raise ValueError(f"em.rounds is {settings.rounds}; the task {config.task!r} has no reward_adapter to learn")
+    m_step_optimizer(config, settings)
+    meshes.check_rows(settings.batch, meshes.make_mesh(section(meshes.MeshConfig, config.mesh)), "value of em.batch")
     facts = {"task": config.task, "method": "gflownet_em", "seed": config.seed, "command": command}
     first = build_gflownet(e_step_config(config, None), workdir / "e_step_1", command)
+    for number in range(1, settings.rounds + 1):
+        claim_workdir(m_step_folder(workdir, number), described(config))
 
     def finish(trained: Trained) -> str:
         methods, seconds, page = alternate(config, settings, workdir, first, trained)
         write_results(workdir / "results.json", {**facts, "seconds": round(seconds, 1), **methods})
-        rounds = [(name, found["accuracy"]) for name, found in methods.items() if name[1:].startswith("_step_")]
-        lines = [f"  {name[0].upper()}-step {name[7:]}: {accuracy:.1f} %" for name, accuracy in rounds]
-        return "\n".join([page, "", "Accuracy, round by round:", *lines, "", f"Results: {workdir / 'results.json'}"])
+        rounds = {name: found for name, found in methods.items() if name[1:].startswith("_step_")}
+        lines = [f"  {name[0].upper()}-step {name[7:]}: {shown(found, first)}" for name, found in rounds.items()]
+        return "\n".join([page, "", "Round by round:", *lines, "", f"Results: {workdir / 'results.json'}"])
 
     return dataclasses.replace(first, finish=finish)
+
+
+def shown(found: Mapping[str, Any], run: Run) -> str:
+    """What a line says of a method: the metric that the run's best checkpoint is kept by or, without one, all numbers.
+
+    Args:
+        found: metric -> value, as in `results.json`.
+        run: an E-step.
+    """
+    best = {name: value for name, value in found.items() if name == run.best_metric}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in (best or numbers).items())
+
+
+def m_step_optimizer(config: ml_collections.ConfigDict, settings: EMConfig) -> OptimizerConfig:
+    """The GFlowNet's, with the M-step's own length, rate and warm-up.
+
+    Raises:
+        ValueError: a value out of range, in one line.
+    """
+    own = {"learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps}
+    try:
+        return section(OptimizerConfig, {**config.optimizer, **own}, total_steps=settings.steps)
+    except ValueError as error:
+        raise ValueError(f"em: {error}") from error
 
 
 def alternate(
@@ -116,7 +146,8 @@ def alternate(
         findings = evaluator_of(config, adapter_folder(workdir, number)).report(run.constants.params, policy)
         rounds[f"m_step_{number}"] = findings.methods["metrics"]
         last, page = findings.methods, findings.page
-        _log.info("round %d: E-step %.1f %%, M-step %.1f %%", number, *(m["accuracy"] for m in [*rounds.values()][-2:]))
+        e_step, adapted = (shown(found, run) for found in [*rounds.values()][-2:])
+        _log.info("round %d: E-step %s; M-step %s", number, e_step, adapted)
     return {**last, **rounds}, seconds, page
 
 
@@ -143,7 +174,7 @@ def m_step(
         batch=config.gflownet.queries,
     )
     documents, loss_mask = joined_rows(constants.queries, samples)
-    folder = workdir / f"m_step_{number}"
+    folder = m_step_folder(workdir, number)
     adapter = fit(config, settings, folder, model, constants.params, documents, loss_mask)
     save_adapter(adapter_folder(workdir, number), model, section(LoraConfig, config.lora), adapter, model_type)
 
@@ -176,25 +207,24 @@ def fit(
     """Maximum likelihood of the marked tokens, as a run in `folder` that goes on from its checkpoints."""
     lora = section(LoraConfig, config.lora)
     key = jax.random.key(config.seed)
-    digest = claim_workdir(folder, described(config))
-    optimizer = make_optimizer(
-        dataclasses.replace(
-            section(OptimizerConfig, config.optimizer, total_steps=settings.steps),
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-        )
-    )
+    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
+    optimizer = make_optimizer(m_step_optimizer(config, settings))
     order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), settings.batch, settings.steps)
     adapter = init_lora(jax.random.fold_in(key, ADAPTER), model, lora)
     algorithm = LanguageModeling(model, dropout=lora.dropout, remat=config.model.remat)
+    state = place(ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)), mesh)
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    step = make_language_model_step(algorithm, optimizer, meshes.rows_sharding(mesh))
     run = Run(
         workdir=folder,
-        step_fn=jax.jit(make_language_model_step(algorithm, optimizer), donate_argnums=0),
-        state=ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)),
-        constants=Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), params),
+        step_fn=jax.jit(step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh))),
+        state=state,
+        constants=place(
+            Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), params), mesh
+        ),
         num_steps=settings.steps,
         samples_per_step=settings.batch,
-        checkpointer=Checkpointer(folder, digest),
+        checkpointer=Checkpointer(folder, config_digest(described(config))),
         writers=make_writers(folder, config.tensorboard),
         log_every=config.log_every,
         save_every=config.save_every,
@@ -224,6 +254,11 @@ def shape_of(config: ml_collections.ConfigDict) -> tuple[str, ModelConfig]:
     return read_config(resolve(model_folder(config.model.path)))
 
 
+def m_step_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    """Where an M-step runs."""
+    return workdir / f"m_step_{number}"
+
+
 def adapter_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
     """Where an M-step leaves its adapter."""
-    return workdir / f"m_step_{number}" / "adapter"
+    return m_step_folder(workdir, number) / "adapter"

@@ -1,15 +1,16 @@
 """Expectation maximisation: what an M-step learns from, what an E-step is rewarded by, and a whole round."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from worlds import random_params, tiny
 
-from gfn_jax import build_em as build_em_module
+from gfn_jax import build_em as em
 from gfn_jax.algorithms.language_model import epoch_order
-from gfn_jax.build_em import EMConfig, build_em, e_step_config, fit, joined_rows
+from gfn_jax.build_em import EMConfig, build_em, e_step_config, fit, joined_rows, m_step_optimizer, shown
 from gfn_jax.launch import main, parse
 from gfn_jax.sections import section
 from gfn_jax.text.batching import pad_left, pad_right
@@ -55,7 +56,7 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(tmp_path):
 
 def test_an_m_steps_order_is_not_drawn_with_the_keys_of_dropout(tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr(build_em_module, "train", lambda run: fitted.append(run) or Trained(run.state, 0, 0.0, 0.0))
+    monkeypatch.setattr(em, "train", lambda run: fitted.append(run) or Trained(run.state, 0, 0.0, 0.0))
     config = config_of()
     settings = section(EMConfig, config.em)
     documents, learnt = Tokens(np.ones((40, 3), np.int32), np.ones((40, 3), bool)), np.ones((40, 3), bool)
@@ -65,13 +66,39 @@ def test_an_m_steps_order_is_not_drawn_with_the_keys_of_dropout(tmp_path, monkey
     assert (epoch_order(corpus.root, 40, settings.batch, settings.steps) != corpus.order).any()
 
 
+def test_an_m_step_is_checked_with_its_own_settings_before_the_e_step(tmp_path, monkeypatch):
+    """Of an optimizer that is the E-step's in all else: its 200 steps of warm-up are not the M-step's."""
+    words = ["launch", "--config=configs/subj.py:paper", "--config.em.rounds=1"]
+    config = parse(words).config
+    own = m_step_optimizer(config, section(EMConfig, config.em))
+    assert (own.total_steps, own.warmup_steps, own.learning_rate, own.decay) == (100, 10, 1e-4, "constant")
+    monkeypatch.setattr(em, "build_gflownet", lambda *args: pytest.fail("the E-step was built"))
+    for setting, message in {
+        "warmup_steps=100": r"^em: warmup_steps 100 must be in 0\.\.total_steps - 1 \(99\)",
+        "learning_rate=-1.0": "^em: learning_rate -1.0 must",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build_em(parse([*words, f"--config.em.{setting}"]).config, tmp_path)
+    monkeypatch.setattr(em.meshes, "make_mesh", lambda _: SimpleNamespace(shape={"data": 6, "fsdp": 1, "tensor": 1}))
+    with pytest.raises(ValueError, match=r"em\.batch of 32 does not divide over 6 devices"):
+        build_em(config, tmp_path)
+
+
+def test_a_round_is_described_by_what_the_task_measures():
+    """By the metric that its best checkpoint is kept by; all of them where there is none."""
+    found = {"exact": 0.25, "nats": 1.5, "texts": ["a"]}
+    assert shown(found, SimpleNamespace(best_metric="exact")) == "exact 0.25"
+    for best in (None, "accuracy"):
+        assert shown(found, SimpleNamespace(best_metric=best)) == "exact 0.25, nats 1.5"
+
+
 @pytest.mark.slow
 def test_two_rounds_end_with_a_table_and_go_on_where_they_were_stopped(tmp_path, capsys):
     small = [
         "--config.steps=2",
         "--config.em.rounds=2",
         "--config.em.steps=2",
-        "--config.em.warmup_steps=1",
+        "--config.em.warmup_steps=0",
         "--config.optimizer.warmup_steps=1",
         "--config.subjectivity.labels=10",
         "--config.subjectivity.test=20",
