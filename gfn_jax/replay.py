@@ -15,7 +15,8 @@ completions a, b are near-duplicates when their token edit distance is small (Hu
 5. the weakest item gives way to z if z's log R is strictly higher; otherwise z is dropped.
 
 Everything is a pure function over one pytree whose leading axis is the table of queries, so the buffer
-shards, checkpoints and resumes like any other state, and no call leaves the device.
+shards, checkpoints and resumes like any other state, and no call leaves the device. To divide over devices the axis
+may be longer than the table (`padded`): queries behind its end are never named, so their slots stay free.
 """
 
 from typing import Literal
@@ -28,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from gfn_jax.types import Rollout, Trajectory
 
 WORD_BITS = 32
+DEVICES = 128  # `padded` divides by this, and so by every smaller power of two
 
 # Distances are whole numbers and tolerances short decimals, so a true difference between the two sides of the
 # rule is far above this, and a rounding error of float32 (0.3 * 50 > 15) far below it.
@@ -72,6 +74,14 @@ def init(num_queries: int, capacity: int, horizon: int) -> ReplayBuffer:
         log_reward=jnp.zeros(shape, jnp.float32),
         priority=jnp.full(shape[:2], -jnp.inf, jnp.float32),
     )
+
+
+def padded(num_queries: int) -> int:
+    """Queries to make room for, so that any usual number of devices shares them evenly.
+
+    It does not ask how many devices there are: a checkpoint may be read by another number of them.
+    """
+    return -(-num_queries // DEVICES) * DEVICES
 
 
 def add(
@@ -253,17 +263,21 @@ def sample(
     return Trajectory(rollout=rollout, log_reward=items.log_reward), items.filled
 
 
-def statistics(buffer: ReplayBuffer) -> dict[str, Float[Array, ""]]:
+def statistics(buffer: ReplayBuffer, num_queries: int) -> dict[str, Float[Array, ""]]:
     """What a log says of the buffer.
+
+    Args:
+        buffer: the buffer.
+        num_queries: of the table; the buffer may have room for more.
 
     Returns:
         `filled`: share of slots that hold an item. `coverage`: share of queries with at least one.
         `best_priority`: a query's highest log R, averaged over the queries that have one (nats; 0 if none).
     """
-    best = buffer.priority.max(axis=1)
+    best = buffer.priority.max(axis=1)[:num_queries]
     found = best > -jnp.inf
     return {
-        "filled": buffer.filled.mean(dtype=jnp.float32),
+        "filled": buffer.filled.sum(dtype=jnp.float32) / (num_queries * buffer.priority.shape[1]),
         "coverage": found.mean(dtype=jnp.float32),
         "best_priority": jnp.where(found, best, 0.0).sum() / jnp.maximum(found.sum(), 1),
     }

@@ -352,16 +352,26 @@ def test_what_is_drawn_is_what_was_added():
 
 def test_statistics():
     buffer = replay.init(4, 5, HORIZON)
-    assert {name: float(value) for name, value in replay.statistics(buffer).items()} == {
+    assert {name: float(value) for name, value in replay.statistics(buffer, 4).items()} == {
         "filled": 0.0,
         "coverage": 0.0,
         "best_priority": 0.0,
     }
     buffer = ADD(buffer, jnp.array([1, 3]), trajectories([*ITEMS, ((1,), -6.0), ((2,), -9.0), ((), None)]), 0.25)
-    got = replay.statistics(buffer)
+    got = replay.statistics(buffer, 4)
     assert got["filled"] == 5 / 20
     assert got["coverage"] == 0.5
     assert got["best_priority"] == (-2.0 - 6.0) / 2
+
+
+@pytest.mark.parametrize(("queries", "room"), [(1, 128), (128, 128), (1047, 1152)])
+def test_room_divides_over_devices_and_is_not_counted(queries, room):
+    """Slots behind the table of queries are free, and no part of a share."""
+    assert replay.padded(queries) == room
+    buffer = replay.init(room, 2, 3)
+    buffer = buffer.replace(priority=buffer.priority.at[:queries, 0].set(-1.5))
+    got = {name: float(value) for name, value in replay.statistics(buffer, queries).items()}
+    assert got == {"filled": 0.5, "coverage": 1.0, "best_priority": -1.5}
 
 
 def test_ids_tolerance_and_temperature_do_not_recompile():

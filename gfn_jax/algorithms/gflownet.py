@@ -133,7 +133,7 @@ class GFlowNet:
         """A fresh adapter (the policy starts as the base) and an empty buffer."""
         learns_log_z = any(name == "tb" for name, _ in self.objective.terms)
         log_z = jnp.zeros((num_queries,)) if learns_log_z else None
-        buffer = replay.init(num_queries, self.config.buffer_capacity, horizon)
+        buffer = replay.init(replay.padded(num_queries), self.config.buffer_capacity, horizon)
         return Trainable(lora=init_lora(key, self.model, lora), log_z=log_z), buffer
 
     def select(self, constants: Constants, key: jax.Array) -> Query:

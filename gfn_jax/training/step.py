@@ -158,11 +158,12 @@ def make_step_halves(
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), weights), state.trainable))
         ((loss, terms), grads), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(parts), batches))
         trainable, opt_state = learn(state, grads)
+        table = len(constants.queries.example_id)
         metrics = {
             "loss": loss,
             **{f"loss_{name}": value for name, value in terms.items()},
             **{name: mean(jax.tree.map(jnp.sum, value)) for name, value in described.items()},
-            **{f"buffer_{name}": value for name, value in replay.statistics(buffer).items()},
+            **{f"buffer_{name}": value for name, value in replay.statistics(buffer, table).items()},
             "gradient_norm": optax.global_norm(grads),
             "reward_temperature": temperature,
         }

@@ -174,7 +174,7 @@ def test_a_step_on_a_quantised_base():
     assert np.isfinite(metrics["loss"])
     moved = [np.abs(pair["b"]).max() for pair in after.trainable.lora.layers.values()]
     assert min(moved) > 0
-    assert replay.statistics(after.replay)["coverage"] > 0
+    assert replay.statistics(after.replay, len(after.replay.priority))["coverage"] > 0
 
 
 def test_what_cannot_be_done_is_refused():
