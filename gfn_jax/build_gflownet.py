@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -138,7 +139,7 @@ def gflownet_parts(
     """
     task = entry_of(config.task).task(config, tokenizer, model)
     settings = section(GFlowNetConfig, config.gflownet)
-    meshes.check_rows(settings.queries // settings.micro_batches, mesh, "micro-batch of queries")
+    copies = prompt_copies(settings, mesh)
     queries, constraint = task.queries("train"), task.constraint()
     if settings.queries > len(queries.example_id):
         raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
@@ -155,11 +156,29 @@ def gflownet_parts(
         config=settings,
         dropout=lora.dropout,
         remat=config.model.remat,
+        copies=copies,
     )
     optimizer = make_optimizer(
         section(OptimizerConfig, config.optimizer, total_steps=config.steps - settings.discovery_steps)
     )
     return Parts(task, lora, algorithm, optimizer, build_host_reward(reward, task, tokenizer))
+
+
+def prompt_copies(settings: GFlowNetConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Devices that share a query's samples where a micro-batch has fewer queries than the mesh has parts; else 1.
+
+    Raises:
+        ValueError: neither the queries nor the samples of each divide.
+    """
+    queries, parts = settings.queries // settings.micro_batches, math.prod(mesh.shape[axis] for axis in meshes.ROWS)
+    copies = parts // math.gcd(queries, parts)
+    if settings.fresh_samples % copies or settings.samples % copies:
+        raise ValueError(
+            f"a micro-batch of queries of {queries} does not divide over {parts} devices (data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']}), and {copies} devices cannot share the {settings.samples} samples of a query, "
+            f"{settings.fresh_samples} of them fresh: change gflownet.queries, micro_batches, samples or replay_samples"
+        )
+    return copies
 
 
 def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Callable:

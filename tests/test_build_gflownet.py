@@ -10,7 +10,7 @@ from worlds import all_sequences, left_padded, query_of, tiny
 
 from gfn_jax import launch, replay
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
-from gfn_jax.build_gflownet import Parts, gflownet_parts, initial, seed_buffer
+from gfn_jax.build_gflownet import Parts, gflownet_parts, initial, prompt_copies, seed_buffer
 from gfn_jax.environments import NoTool
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.policy.constraint import make_constraint
@@ -83,3 +83,19 @@ def test_seeds_that_the_rules_refuse_are_counted_and_said(caplog):
 def test_a_run_whose_seeds_are_all_refused_is_refused():
     with pytest.raises(ValueError, match=r"4 of 4 seeds of the replay buffer are refused: .*the first is 'd', query 0"):
         seeded([[3], [0, 4], [], [4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("queries", "data", "fsdp", "copies"), [(1, 1, 1, 1), (1, 8, 1, 8), (1, 2, 2, 4), (16, 8, 1, 1), (12, 4, 2, 2)]
+)
+def test_devices_share_the_samples_of_few_queries(queries, data, fsdp, copies):
+    """`configs/rng.py` has one query; no mesh that its 192 samples divide over is refused."""
+    settings = GFlowNetConfig(queries=queries, samples=192, replay_samples=96)
+    assert prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(data, fsdp, 2))) == copies
+
+
+@pytest.mark.parametrize("samples", [(12, 4), (8, 1), (10, 6)])
+def test_samples_that_cannot_be_shared_are_named(samples):
+    settings = GFlowNetConfig(queries=1, samples=samples[0], replay_samples=samples[1])
+    with pytest.raises(ValueError, match=r"8 devices \(data=4 x fsdp=2\).* cannot share the \d+ samples of a query"):
+        prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))

@@ -118,7 +118,19 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class GFlowNet:
-    """The algorithm: `init`, `select`, `collect` (`sample`, `store`; no gradient), `loss` (pure)."""
+    """The algorithm: `init`, `select`, `collect` (`spread`, `sample`, `store`; no gradient), `loss` (pure).
+
+    Attributes:
+        model: the shape of base and policy.
+        reward: log R of every prefix.
+        objective: what is minimised.
+        config: what a step does.
+        dropout: rate at which the adapter's inputs are dropped.
+        remat: recompute activations in the backward pass.
+        copies: how often a query's prompt is computed, each time for its share of the query's rows; more than once
+            where queries are fewer than the devices that share them. Nothing that is drawn depends on it, but for
+            dropout on the prompt.
+    """
 
     model: ModelConfig
     reward: Reward
@@ -126,6 +138,7 @@ class GFlowNet:
     config: GFlowNetConfig
     dropout: float = 0.0
     remat: bool = False
+    copies: int = 1
 
     def init(
         self, key: jax.Array, lora: LoraConfig, num_queries: int, horizon: int
@@ -142,6 +155,10 @@ class GFlowNet:
         _, chosen = jax.lax.top_k(weight + jax.random.gumbel(key, weight.shape), self.config.queries)
         return jax.tree.map(lambda x: x[chosen], constants.queries)
 
+    def spread(self, query: Query) -> Query:
+        """[Q * copies]: every query as often as its rows are shared out, copies adjacent as its rows are."""
+        return query if self.copies == 1 else jax.tree.map(lambda x: jnp.repeat(x, self.copies, axis=0), query)
+
     def behavior(self, key: jax.Array, rows: int) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         """Each fresh row's temperature and its share of the uniform."""
         source, drawn = jax.random.split(key)
@@ -155,8 +172,9 @@ class GFlowNet:
     def sample(
         self, constants: Constants, trainable: Trainable, query: Query, keys: dict[int, jax.Array]
     ) -> Trajectory:
-        """Samples fresh rows of every query and scores their prefixes."""
-        temperature, mix = self.behavior(keys[BEHAVIOR], query.example_id.shape[0] * self.config.fresh_samples)
+        """Samples fresh rows of every query (as `spread` gives them) and scores their prefixes."""
+        rows = query.example_id.shape[0] // self.copies * self.config.fresh_samples
+        temperature, mix = self.behavior(keys[BEHAVIOR], rows)
         sampled = rollout(
             self.model,
             constants.params,
@@ -208,8 +226,8 @@ class GFlowNet:
         keys: dict[int, jax.Array],
         reward_temperature: Float[Array, ""],
     ) -> tuple[Batch, replay.ReplayBuffer, dict[str, Weighted]]:
-        """`sample`, then `store`."""
-        fresh = self.sample(constants, trainable, query, keys)
+        """`spread` and `sample`, then `store`."""
+        fresh = self.sample(constants, trainable, self.spread(query), keys)
         return self.store(buffer, query, fresh, keys[REPLAY], reward_temperature)
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
@@ -230,7 +248,7 @@ class GFlowNet:
             self.model,
             constants.params,
             trainable.lora,
-            batch.query.prompt,
+            self.spread(batch.query).prompt,
             batch.trajectory.rollout,
             constants.constraint,
             dropout=(dropout, self.dropout) if self.dropout else None,

@@ -118,7 +118,7 @@ def make_step_halves(
         queries = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), queries)
 
         def sample(_: None, part: tuple) -> tuple[None, Trajectory]:
-            number, query = part
+            number, query = part[0], algorithm.spread(part[1])
             if rows_sharding is not None:
                 query = jax.lax.with_sharding_constraint(query, rows_sharding)
             own = {stream: jax.random.fold_in(keys[stream], number) for stream in (BEHAVIOR, SAMPLE)}

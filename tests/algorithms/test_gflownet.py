@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -103,6 +104,24 @@ def test_the_metrics_are_means_over_the_fresh_rows(collected):
     assert metrics["length"].total == length.sum()
     np.testing.assert_allclose(metrics["log_reward"].total, last.sum(), rtol=1e-5)
     assert metrics["log_reward"].weight == metrics["finished"].total == metrics["finished"].weight == 12
+
+
+def test_copies_of_a_prompt_change_nothing():
+    """Three devices share the rows of each query: the same rows, rewards and loss."""
+
+    def collected_and_loss(copies):
+        algo = dataclasses.replace(algorithm(samples=6, replay_samples=3), copies=copies)
+
+        @jax.jit
+        def both(constants, buffer):
+            batch, _, _ = algo.collect(constants, TRAINABLE, buffer, QUERIES, KEYS, jnp.ones(()))
+            return batch, algo.loss(TRAINABLE, constants, batch, algo.weights(batch), jnp.ones(()), None)
+
+        return both(constants_of(), replay.init(4, 6, LONGEST + 1))
+
+    (one, loss), (shared, same) = collected_and_loss(1), collected_and_loss(3)
+    np.testing.assert_array_equal(shared.trajectory.rollout.completion, one.trajectory.rollout.completion)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), (shared, same), (one, loss))
 
 
 def test_rows_of_an_empty_buffer_are_masked_and_weigh_nothing():
