@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
 from gfn_jax import replay
@@ -21,6 +20,7 @@ from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
 from gfn_jax.build_rewards import HostReward, RewardConfig, build_host_reward, build_reward
 from gfn_jax.build_tasks import entry_of
 from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.evaluation.rows import gather
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
@@ -75,7 +75,7 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
         findings = evaluator.report(constants.params, lora)
         results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
         origin = Origin(config.model.path, config.task, digest, findings.methods["metrics"], command)
-        adapter = to_host(lora)
+        adapter = gather(lora)
         if jax.process_index() == 0:
             write_results(workdir / "results.json", results)
             export_run_adapter(workdir / "adapter", model, parts.lora, adapter, model_type, origin)
@@ -165,7 +165,7 @@ def gflownet_parts(
 
 
 def prompt_copies(settings: GFlowNetConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Devices that share a query's samples where a micro-batch has fewer queries than the mesh has parts; else 1.
+    """Devices that share the samples of a query, where the queries of a micro-batch alone do not divide; else 1.
 
     Raises:
         ValueError: neither the queries nor the samples of each divide.
@@ -295,13 +295,6 @@ def check_first_tokens(objective: Objective, task: Task) -> None:
             f"objective.terms has neither tb nor vargrad, and Z may not stop at once (min_length {minimum}, or the "
             "environment): nothing would train its first tokens"
         )
-
-
-def to_host(tree: PyTree) -> PyTree:
-    """Device arrays as whole host arrays, wherever their shards lie; every process must ask."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def to_device(tree: Any) -> Any:

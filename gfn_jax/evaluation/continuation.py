@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
 from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.rows import gather, parts, spread
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
@@ -136,13 +137,13 @@ class ContinuationEvaluator:
     def search(self, params: Params, query: Query, strategy: Nucleus | Beam) -> Samples:
         """Sentences that nucleus sampling or a beam search of the base gives."""
         found: Samples = []
-        for number, (part, count) in enumerate(batches(query, self.config.batch)):
+        for number, (part, count) in enumerate(parts(query, self.config.batch, params)):
             key = jax.random.fold_in(jax.random.key(self.config.seed), number)
-            completion, length, _ = _search(
-                self.model, params, None, part.prompt, self.constraint, strategy, self.config.samples, key
+            completion, length, _ = gather(
+                _search(self.model, params, None, part.prompt, self.constraint, strategy, self.config.samples, key)
             )
-            rows, lengths = np.asarray(completion)[:count], np.asarray(length)[:count]
-            found += [[row[:n].tolist() for row, n in zip(*group)] for group in zip(rows, lengths)]
+            groups = zip(completion[:count], length[:count])
+            found += [[row[:n].tolist() for row, n in zip(*group)] for group in groups]
         return found
 
     def measure(self, params: Params, lora: Lora | None, query: Query, samples: Samples) -> dict[str, float]:
@@ -155,12 +156,14 @@ class ContinuationEvaluator:
         """
         width = len(samples[0])
         log_p, log_q, embeddings = [], [], []
-        for begin, (part, count) in zip(range(0, len(samples), self.config.batch), batches(query, self.config.batch)):
+        size = self.config.batch
+        for begin, (part, count) in zip(range(0, len(samples), size), parts(query, size, params)):
             group = [samples[begin + min(i, count - 1)] for i in range(len(part.example_id))]
             completion, length = self._padded([row for rows in group for row in rows])
-            base, policy = _log_probs(self.model, params, lora, part, completion, length, self.constraint)
-            log_p.append(np.asarray(base).reshape(-1, width)[:count])
-            log_q.append(np.asarray(policy).reshape(-1, width)[:count])
+            written = spread((completion, length), params)
+            base, policy = gather(_log_probs(self.model, params, lora, part, *written, self.constraint))
+            log_p.append(base.reshape(-1, width)[:count])
+            log_q.append(policy.reshape(-1, width)[:count])
             hidden = self._embed(params, completion, length)
             embeddings.append(hidden.reshape(-1, width, hidden.shape[-1])[:count])
         base, policy = np.concatenate(log_p), np.concatenate(log_q)
@@ -254,8 +257,8 @@ class ContinuationEvaluator:
         ids = np.concatenate([np.tile(np.array(begin, np.int32), (len(completion), 1)), completion], axis=1)
         real = np.arange(ids.shape[1]) <= len(begin) + length[:, None]
         pooled = real & (np.arange(ids.shape[1]) >= len(begin))
-        text = Tokens(jnp.asarray(ids), jnp.asarray(real))
-        return np.asarray(mean_hidden_states(self.model, params, text, jnp.asarray(pooled)))
+        ids, real, pooled = spread((ids, real, pooled), params)
+        return gather(mean_hidden_states(self.model, params, Tokens(ids, real), pooled))
 
     @functools.cached_property
     def _encoder(self) -> SentenceEncoder:
@@ -296,15 +299,3 @@ def _log_probs(
     log_p = jnp.take_along_axis(log_reward, length[:, None], axis=1)[:, 0]
     log_q = score(model, params, lora, query.prompt, rollout, constraint).log_pf.sum(1)
     return log_p, log_q
-
-
-def batches(query: Query, size: int) -> list[tuple[Query, int]]:
-    """Parts of `size` queries, the last filled up with its last query; and how many of each are real."""
-    count = len(query.example_id)
-    size = min(size, count)
-    parts = []
-    for begin in range(0, count, size):
-        index = np.minimum(np.arange(begin, begin + size), count - 1)
-        part = jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), query)
-        parts.append((part, min(size, count - begin)))
-    return parts

@@ -17,9 +17,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
@@ -80,39 +81,29 @@ class Scorer:
         self, params: Params, lora: Lora | None, prompt: Tokens, ids: np.ndarray, lengths: np.ndarray
     ) -> Float[np.ndarray, "M K"]:
         """Log q(Z stop) of [M, K, T] completions of M prompts, at temperature 1, in nats."""
-        parts = [
-            _log_policy(self.model, params, lora, part, *rows, self.constraint)
-            for part, *rows in self._batches(prompt, ids, lengths)
+        found = [
+            gather(_log_policy(self.model, params, lora, *part, self.constraint))[: count * lengths.shape[1]]
+            for part, count in parts((prompt, ids, lengths), self.batch, params)
         ]
-        return self._joined(parts, lengths.shape)
+        return self._joined(found, lengths.shape)
 
     def log_reward(
         self, params: Params, query: Query, ids: np.ndarray, lengths: np.ndarray
     ) -> Float[np.ndarray, "M K"]:
         """Log R(Z stop) of the same, untempered."""
         prepared = self.reward.prepare(params)
-        parts = [
-            _log_reward(self.reward, params, prepared, part, *rows, self.constraint)
-            for part, *rows in self._batches(query, ids, lengths)
+        found = [
+            gather(_log_reward(self.reward, params, prepared, *part, self.constraint))[: count * lengths.shape[1]]
+            for part, count in parts((query, ids, lengths), self.batch, params)
         ]
-        return self._joined(parts, lengths.shape)
+        return self._joined(found, lengths.shape)
 
-    def _batches(self, tree, ids: np.ndarray, lengths: np.ndarray):
-        """Whole stories, the last batch filled up with the last story."""
-        count = len(ids)
-        batch = min(self.batch, count)
-        for begin in range(0, count, batch):
-            index = np.minimum(np.arange(begin, begin + batch), count - 1)
-            part = jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), tree)
-            yield part, jnp.asarray(ids[index].reshape(-1, ids.shape[-1])), jnp.asarray(lengths[index].reshape(-1))
-
-    def _joined(self, parts: list[Array], shape: tuple[int, ...]) -> Float[np.ndarray, "M K"]:
-        rows = np.concatenate([np.asarray(part, np.float64) for part in parts])
-        return rows[: shape[0] * shape[1]].reshape(shape)
+    def _joined(self, found: list[np.ndarray], shape: tuple[int, ...]) -> Float[np.ndarray, "M K"]:
+        return np.concatenate(found).astype(np.float64).reshape(shape)
 
 
-def _rollout(ids: Array, lengths: Array, constraint: Constraint) -> Rollout:
-    return teacher_force(ids, lengths, constraint, NoTool())
+def _rollout(ids: Int[Array, "M K T"], lengths: Int[Array, "M K"], constraint: Constraint) -> Rollout:
+    return teacher_force(ids.reshape(-1, ids.shape[-1]), lengths.reshape(-1), constraint, NoTool())
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
@@ -138,8 +139,10 @@ class RandomNumbersEvaluator:
 
     def probabilities(self, params: Params, lora: Lora | None) -> Float[np.ndarray, " K"]:
         """The chance of every number of the support, the base's where `lora` is None; they add up to the valid mass."""
-        log_q = _log_q(self.model, params, lora, self.prompt, self.spelt, self.constraint)
-        return np.bincount(self.task.spellings.number, np.exp(np.asarray(log_q, np.float64)), len(self.log_p))
+        numbers = self.task.spellings.number
+        ((spelt, count),) = parts(self.spelt, len(numbers), params)
+        log_q = gather(_log_q(self.model, params, lora, self.prompt, spelt, self.constraint))[:count]
+        return np.bincount(numbers, np.exp(log_q.astype(np.float64)), len(self.log_p))
 
     def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
         """The exact distances."""

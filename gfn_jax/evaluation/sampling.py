@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gfn_jax.evaluation.rows import copies_of, gather, parts
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
@@ -38,18 +39,15 @@ def sample_completions(
         key: randomness; batch i uses `fold_in(key, i)`.
         samples: N a prompt.
         temperature: of the samples; 0 is greedy.
-        batch: prompts at once; the last batch is filled up and cut.
+        batch: prompts at once.
 
     Returns:
         The tokens of Z, stop excluded: [M][N][length].
     """
-    count = len(prompt.ids)
-    batch = min(batch, count)
-    rows = jnp.full((batch * samples,), temperature, jnp.float32)
+    copies = copies_of(min(batch, len(prompt.ids)), samples, params)
     out: list[list[list[int]]] = []
-    for number, begin in enumerate(range(0, count, batch)):
-        index = np.minimum(np.arange(begin, begin + batch), count - 1)
-        part = jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), prompt)
+    for number, (part, count) in enumerate(parts(prompt, batch, params, copies)):
+        rows = jnp.full((len(part.ids) // copies * samples,), temperature, jnp.float32)
         sampled = _rollout(
             config,
             params,
@@ -61,7 +59,7 @@ def sample_completions(
             rows,
             rows * 0,
         )
-        out.extend(_by_query(sampled, samples)[: count - begin])
+        out.extend(_by_query(gather(sampled), samples)[:count])
     return out
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_histogram
 from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
@@ -174,25 +175,26 @@ class SubjectivityEvaluator:
         config, constraint, answers = self.config, self.task.constraint(training=False), self.task.answers()
         key = jax.random.key(config.seed)
         probabilities, rationales = [], []
-        for number, prompt in enumerate(self._batches(self.task.queries(split).prompt, reviews)):
+        prompts = parts(self._prompt(split, reviews), config.batch, params)
+        for number, (prompt, count) in enumerate(prompts):
             temperature = jnp.full(len(prompt.ids) * config.samples, config.temperature)
             own = jax.random.fold_in(key, number)
-            sampled, found = _judge(self.model, params, lora, adapter, prompt, answers, constraint, own, temperature)
-            probabilities.append(np.asarray(found).reshape(len(prompt.ids), config.samples, -1))
-            rows = zip(np.asarray(sampled.completion), np.asarray(sampled.token_mask).sum(1), strict=True)
+            judged = _judge(self.model, params, lora, adapter, prompt, answers, constraint, own, temperature)
+            sampled, found = gather(judged)
+            probabilities.append(found.reshape(len(prompt.ids), config.samples, -1)[:count])
+            rows = zip(sampled.completion, sampled.token_mask.sum(1), strict=True)
             texts = [tuple(row[:length].tolist()) for row, length in rows]
-            rationales += [texts[i : i + config.samples] for i in range(0, len(texts), config.samples)]
-        count = self._count(split, reviews)
-        return Judgement(np.concatenate(probabilities)[:count], rationales[:count])
+            rationales += [texts[i : i + config.samples] for i in range(0, count * config.samples, config.samples)]
+        return Judgement(np.concatenate(probabilities), rationales)
 
     def direct(
         self, params: Params, adapter: Lora | None, split: str, reviews: int | None = None, shots: int = 0
     ) -> Float[np.ndarray, "M A"]:
         """p(label | X) without a rationale: zero-shot, few-shot, or supervised where an adapter was."""
         answers = self.task.direct_answers()
-        prompts = self._batches(self.task.queries(split, shots).prompt, reviews)
-        found = [np.asarray(_direct(self.model, params, adapter, prompt, answers)) for prompt in prompts]
-        return np.concatenate(found)[: self._count(split, reviews)]
+        prompts = parts(self._prompt(split, reviews, shots), self.config.batch, params)
+        found = [gather(_direct(self.model, params, adapter, prompt, answers))[:count] for prompt, count in prompts]
+        return np.concatenate(found)
 
     def metrics(self, judgement: Judgement, split: str) -> dict[str, float]:
         """The vote, one rationale alone, the posterior predictive and its uncertainty, by name."""
@@ -290,16 +292,9 @@ class SubjectivityEvaluator:
             lines.append(f"  {label}: " + ", ".join(f"{text} {share:.1f} %" for text, share in frequent))
         return "\n".join(lines)
 
-    def _count(self, split: str, reviews: int | None) -> int:
-        total = len(self.task.truth(split))
-        return total if reviews is None else min(reviews, total)
-
-    def _batches(self, prompt: Tokens, reviews: int | None) -> list[Tokens]:
-        """Parts of one shape; the last is filled up with its last row."""
-        count = len(prompt.ids) if reviews is None else min(reviews, len(prompt.ids))
-        batch = min(self.config.batch, count)
-        rows = [np.minimum(np.arange(begin, begin + batch), count - 1) for begin in range(0, count, batch)]
-        return [jax.tree.map(lambda x, index=index: jnp.asarray(np.asarray(x)[index]), prompt) for index in rows]
+    def _prompt(self, split: str, reviews: int | None, shots: int = 0) -> Tokens:
+        """The first reviews of a split; None for all."""
+        return jax.tree.map(lambda x: x[:reviews], self.task.queries(split, shots).prompt)
 
 
 def draw_answers(probabilities: Float[np.ndarray, "M N A"], seed: int) -> Int[np.ndarray, "M N"]:
