@@ -51,6 +51,7 @@ REPLAY_RULES: Rules = ((r"^replay/", P(ROWS)),)
 RULES: Rules = (*BASE_RULES, *LORA_RULES, *REPLAY_RULES)
 # To end a list with, for trees of which most leaves are small (a run's constants); a state's must be named.
 REST_REPLICATED: Rules = ((r"", P()),)
+WORTH_A_WARNING = 2**20  # numbers in an array: a smaller one is as well whole on every device
 
 _log = logging.getLogger("gfn_jax")
 
@@ -136,7 +137,7 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rule
     for size, axes in zip(shape, spec):
         parts = math.prod(mesh.shape[axis] for axis in _names(axes))
         if size % parts:
-            _log_dropped(path, size, axes, parts)
+            _log_dropped(path, shape, size, axes, parts)
             axes = None
         kept.append(axes)
     return P(*kept)
@@ -214,5 +215,6 @@ def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 @functools.cache  # says it once, however often the tree is looked at
-def _log_dropped(path: str, size: int, axes: str | tuple[str, ...], parts: int) -> None:
-    _log.warning("%s: a dimension of %d does not divide by %s=%d and is not split", path, size, axes, parts)
+def _log_dropped(path: str, shape: tuple[int, ...], size: int, axes: str | tuple[str, ...], parts: int) -> None:
+    level = logging.WARNING if math.prod(shape) >= WORTH_A_WARNING else logging.DEBUG
+    _log.log(level, "%s: a dimension of %d does not divide by %s=%d and is not split", path, size, axes, parts)

@@ -133,8 +133,15 @@ def test_partition(path, shape, spec):
 def test_what_is_not_split_is_said_once(caplog):
     with caplog.at_level(logging.WARNING, logger="gfn_jax"):
         for _ in range(2):
-            partition("head/kernel", (17, 32), EIGHT, meshes.RULES)
-    assert caplog.messages == ["head/kernel: a dimension of 17 does not divide by fsdp=2 and is not split"]
+            partition("head/kernel", (1025, 1024), EIGHT, meshes.RULES)
+    assert caplog.messages == ["head/kernel: a dimension of 1025 does not divide by fsdp=2 and is not split"]
+
+
+def test_what_is_small_is_left_whole_without_a_word(caplog):
+    """The head of a model of 155 tokens, whose 80 kB every device can hold."""
+    with caplog.at_level(logging.WARNING, logger="gfn_jax"):
+        assert partition("head/kernel", (128, 155), EIGHT, meshes.RULES) == P("fsdp", None)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
