@@ -21,6 +21,7 @@ from gfn_jax.build_rewards import HostReward, RewardConfig, build_host_reward, b
 from gfn_jax.build_tasks import entry_of
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.rows import gather
+from gfn_jax.evaluation.rows import gather
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
@@ -235,7 +236,7 @@ def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer,
     trajectory = jax.tree.map(lambda *parts: jnp.concatenate(parts)[: queries * each], *chunks)
     accepted = trajectory.rollout.action_mask.any(1)
     if not isinstance(accepted, jax.core.Tracer):  # a dry run has shapes alone
-        check_seeds(parts.task, *to_host((seeds, accepted)))
+        check_seeds(parts.task, *gather((seeds, accepted)))
     if parts.host_reward is not None:
         rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
         added = parts.host_reward(rows, trajectory.rollout)

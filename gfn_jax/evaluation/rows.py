@@ -13,9 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from gfn_jax.models.partition import ROWS
 from gfn_jax.types import Params, PyTree
-
-ROWS = ("data", "fsdp")  # the axes of `training.mesh` that rows lie on
 
 
 def parts(rows: PyTree, size: int, params: Params, copies: int = 1) -> Iterator[tuple[PyTree, int]]:
