@@ -1,5 +1,7 @@
 """How a run may end other than by finishing: each of these is one line for the person who launched it."""
 
+import re
+
 
 class TrainingDiverged(RuntimeError):
     """The loss, or the state it led to, is no longer finite."""
@@ -15,3 +17,11 @@ class TrainingStopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an exception; of its cause, where a library wrapped it in a bare one."""
+    if type(error) is Exception and error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\[Errno \d+\] ", "", str(error)).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -14,7 +14,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.sections import section
-from gfn_jax.training.checkpoint import config_digest
+from gfn_jax.training.checkpoint import check_digests, config_digest, read_facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,9 @@ class SavedRun:
         return int(wanted)
 
     def _score(self, step: int) -> float:
-        path = self.folder.absolute() / "checkpoints" / str(step) / "facts"
         try:
-            return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)["score"]
-        except Exception:  # a damaged one is not the best; whatever the libraries raise
+            return read_facts(self.folder / "checkpoints" / str(step))["score"]
+        except (ValueError, OSError):  # a damaged one is not the best
             return -math.inf
 
 
@@ -107,7 +106,9 @@ def restore_adapter(run: SavedRun, step: int, config: ModelConfig) -> Lora:
     path = run.folder.absolute() / "checkpoints" / str(step) / "state"
     arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
     try:
-        saved = ocp.PyTreeCheckpointer().restore(path, args=arguments)["trainable"]["lora"]
+        facts, part = read_facts(path.parent), ocp.PyTreeCheckpointer().restore(path, args=arguments)
+        check_digests(part, facts)
+        saved = part["trainable"]["lora"]
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the checkpoint {path.parent} cannot be read: {reason}") from error

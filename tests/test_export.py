@@ -2,15 +2,17 @@
 
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import pytest
 from worlds import random_lora, random_params, tiny
 
 from gfn_jax import export, sample
-from gfn_jax.models.checkpoint import save_model
+from gfn_jax.models.checkpoint import read_config, save_model
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.training.checkpoint import Checkpointer, config_digest
+from gfn_jax.workdir import read_run, restore_adapter
 
 LORA = {"rank": 3, "alpha": 6, "targets": ("q", "down", "head"), "dropout": 0.0, "rank_stabilized": False}
 
@@ -45,6 +47,20 @@ def command(capsys, program, *arguments: str):
 def drawn(capsys, *arguments: str) -> list[dict]:
     lines = command(capsys, sample, *arguments, "--prompt=1 + 2", "--samples=4", "--max_length=6", "--jsonl").out
     return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_an_adapter_of_other_numbers_than_were_saved_is_refused(world, tmp_path):
+    shutil.copytree(world / "run", tmp_path / "run")
+    path = tmp_path / "run/checkpoints/4/facts/metadata"
+    facts = json.loads(path.read_text())
+    del facts["digest"]
+    facts["digests"]["trainable/lora/head/a"] ^= 1
+    path.write_text(json.dumps(facts | {"digest": config_digest(facts)}))
+    _, shape = read_config(world / "base")
+    run = read_run(tmp_path / "run")
+    restore_adapter(run, 3, shape)
+    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be read: trainable/lora/head/a: not the numbers"):
+        restore_adapter(run, 4, shape)
 
 
 def test_the_exported_adapter_and_the_merged_model_sample_like_the_run(capsys, world, tmp_path):

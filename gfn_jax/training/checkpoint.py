@@ -2,10 +2,11 @@
 
     WORKDIR/config.json             the config that owns the folder
     WORKDIR/checkpoints/STEP/       state (orbax, written while training goes on) and a few facts about it
-    WORKDIR/unreadable/STEP-TIME/   checkpoints that could not be read, moved out of the way
+    WORKDIR/unreadable/STEP-TIME/   damaged checkpoints, moved out of the way
 
 The newest checkpoints and the best one are kept. Random keys are in none: they are folded from the step's
-number.
+number. With the facts lies a digest of every array (`digests`), and of the facts themselves: what is restored is
+what was saved, or it is not used.
 """
 
 import contextlib
@@ -16,18 +17,26 @@ import logging
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from gfn_jax.errors import first_line
+from gfn_jax.training.digests import digests
 from gfn_jax.types import PyTree
 
 _log = logging.getLogger("gfn_jax")
+
+# Files that are not there: damage, unlike what else the system may answer.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_STATUS = r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b"
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -100,6 +109,10 @@ class Restored:
     seconds: float
 
 
+class DamagedCheckpoint(ValueError):
+    """What lies on the disk is not what was saved."""
+
+
 class Checkpointer:
     """The checkpoints of one run: saved while training goes on, the latest and the best kept.
 
@@ -118,9 +131,10 @@ class Checkpointer:
         self._policy = _LatestAndBest(keep_latest)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._folder = os.open(self.directory, os.O_RDONLY)  # while it is open no other folder gets its inode
         for step in self.steps:
-            with contextlib.suppress(Exception):  # a damaged one is said so when it is restored
-                self._policy.scores[step] = self._facts(step)["score"]
+            with contextlib.suppress(ValueError, OSError):  # a damaged one is said so when it is restored
+                self._policy.scores[step] = read_facts(self.directory / str(step))["score"]
 
     @property
     def steps(self) -> list[int]:
@@ -140,31 +154,56 @@ class Checkpointer:
             state: what to save.
             seconds: training time so far.
             score: how good it is (more is better), where it was evaluated.
+
+        Raises:
+            OSError: the folder is gone, or the machine could not write this checkpoint or the one before.
         """
+        self.check_folder()
         score = -math.inf if score is None or math.isnan(score) else score
         self._policy.scores[step] = score
-        facts = {"config_digest": self._digest, "seconds": seconds, "score": score}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
-        )
+        facts = {"config_digest": self._digest, "seconds": seconds, "score": score, "digests": digests(state)}
+        facts["digest"] = config_digest(facts)
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
+        with self._writing():
+            self._manager.save(step, args=arguments)
+
+    def check_folder(self) -> None:
+        """Raises FileNotFoundError where the folder was deleted, or another one put in its place."""
+        if not self.directory.exists() or not os.path.samestat(os.fstat(self._folder), os.stat(self.directory)):
+            raise FileNotFoundError(
+                f"{self.directory} was deleted while the run went on: nothing more can be saved there; start again"
+            )
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what a save in the background raised."""
-        self._manager.wait_until_finished()
+        """Returns once everything is on disk; raises OSError for what kept a save in the background from it."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Of a machine that cannot write, what it lacks; the libraries' own account is a page long."""
+        try:
+            yield
+        except Exception as error:
+            self.check_folder()
+            fault = fault_of_machine(error)
+            if fault is None:
+                raise
+            raise OSError(f"no checkpoint can be written to {self.directory}: {fault}") from error
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         self._manager.close()
+        os.close(self._folder)
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster is about to end this job; all its processes agree on the step."""
         return self._manager.reached_preemption(step)
 
     def restore(self, template: PyTree) -> Restored | None:
-        """The newest checkpoint that can be read, or None where there is none.
+        """The newest checkpoint that is as it was saved, or None where there is none.
 
-        Newer ones that cannot be read are named in the log and moved aside; their steps can be saved again.
+        Newer ones that are damaged are named in the log and moved aside; their steps can be saved again.
 
         Args:
             template: a state of the same structure; the restored one takes its shapes, types and shardings,
@@ -172,14 +211,15 @@ class Checkpointer:
 
         Raises:
             ValueError: none of the checkpoints can be read, or one belongs to another config.
+            OSError: it is the machine that could not read one; nothing is moved.
         """
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
         failures: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
                 restored = self._read(step, wanted)
-            except Exception as error:  # whatever a damaged file makes the libraries raise
-                failures[step] = f"step {step} cannot be read ({_first_line(error)})"
+            except DamagedCheckpoint as error:
+                failures[step] = f"step {step} cannot be read ({error})"
                 _log.warning("checkpoint of %s; trying an older one", failures[step])
                 continue
             self._put_aside(list(failures))
@@ -192,14 +232,29 @@ class Checkpointer:
         return None
 
     def _read(self, step: int, wanted: PyTree) -> Restored:
-        facts = self._facts(step)
-        if facts["config_digest"] != self._digest:
-            raise ValueError(f"it belongs to config {facts['config_digest']}, not {self._digest}")
-        items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-        return Restored(state=items["state"], step=step, seconds=facts["seconds"])
+        """One checkpoint, its digests compared; all processes agree on what became of it.
 
-    def _facts(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        Raises:
+            DamagedCheckpoint: it is not as it was saved, or another config's.
+            OSError: the machine could not read it.
+        """
+        folder, error, state, facts = self.directory / str(step), None, None, {}
+        try:
+            facts = read_facts(folder)
+            # The manager's own way ends in a barrier, at which a process that could read would wait for ever.
+            state = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+        except Exception as caught:  # whatever a damaged file makes the libraries raise
+            error = caught
+        fault = None if error is None else fault_of_machine(error)
+        damaged, faulty = _anywhere(error is not None, fault is not None)
+        if faulty:
+            raise OSError(f"step {step} in {self.directory} cannot be read now: {fault or 'another process failed'}")
+        if damaged:
+            raise DamagedCheckpoint(_reason(error)) from error
+        if facts["config_digest"] != self._digest:
+            raise DamagedCheckpoint(f"it belongs to config {facts['config_digest']}, not {self._digest}")
+        check_digests(state, facts)
+        return Restored(state=state, step=step, seconds=facts["seconds"])
 
     def _put_aside(self, steps: list[int]) -> None:
         if not steps:
@@ -231,6 +286,55 @@ class _LatestAndBest:
         return [step == best or step in steps[-self.keep_latest :] for step in steps]
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+def read_facts(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint's folder says of it: `config_digest`, `seconds`, `score` and the `digests` of its arrays.
+
+    Raises:
+        DamagedCheckpoint: they are gone, or not as they were saved.
+        OSError: the machine cannot read them.
+    """
+    try:
+        facts = json.loads((folder / "facts" / "metadata").read_bytes())
+        intact = facts.pop("digest") == config_digest(facts)
+    except (*_ABSENT, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedCheckpoint(f"its facts are damaged: {first_line(error)}") from error
+    if not intact:
+        raise DamagedCheckpoint("its facts are not those that were saved")
+    return facts
+
+
+def check_digests(state: PyTree, facts: Mapping[str, Any]) -> None:
+    """Raises DamagedCheckpoint, naming them, where arrays of a checkpoint (or of a part of it) are others."""
+    differing = [name for name, digest in digests(state).items() if facts["digests"].get(name) != digest]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise DamagedCheckpoint(f"{', '.join(differing[:3])}{more}: not the numbers that were saved")
+
+
+def fault_of_machine(error: BaseException | None) -> str | None:
+    """What the machine lacked or failed at, where that is why something was not read or written; else None."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return "out of memory"
+        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
+            return first_line(error)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code and not isinstance(OSError(int(code[1]), ""), _ABSENT):
+            return os.strerror(int(code[1]))
+        if isinstance(error, jax.errors.JaxRuntimeError) or re.match(_STATUS, str(error)):
+            return first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: BaseException | None) -> str:
+    if error is None:
+        return "in another process"
+    return str(error) if isinstance(error, DamagedCheckpoint) else first_line(error)
+
+
+def _anywhere(*found: bool) -> list[bool]:
+    """Whether each was found in any process."""
+    if jax.process_count() == 1:
+        return list(found)
+    return multihost_utils.process_allgather(np.array(found)).any(axis=0).tolist()

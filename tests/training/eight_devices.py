@@ -13,6 +13,7 @@ from gfn_jax import replay
 from gfn_jax.models import decoder
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.training.checkpoint import Checkpointer
+from gfn_jax.training.digests import digests
 from gfn_jax.training.mesh import MeshConfig, make_mesh, rows_sharding, shardings
 from gfn_jax.types import Rollout, Tokens, Trajectory
 
@@ -82,11 +83,13 @@ def restore() -> None:
         writer.save(1, place(params), seconds=0.0)
         writer.wait()
         other = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+        whole = digests(params)
         for template in (params, jax.device_put(params, shardings(params, other))):
             state = Checkpointer(pathlib.Path(folder), "digest").restore(template).state
             for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
                 assert a.sharding == b.sharding
                 np.testing.assert_array_equal(a, b)
+            assert digests(state) == whole
 
 
 if __name__ == "__main__":

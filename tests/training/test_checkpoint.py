@@ -1,9 +1,11 @@
 import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
@@ -65,6 +67,88 @@ def test_a_damaged_newest_checkpoint_is_skipped_said_and_put_aside(tmp_path, cap
     checkpointer.save(4, state(4), seconds=0.0)
     checkpointer.wait()
     assert Checkpointer(tmp_path, "digest").restore(state(0)).step == 4
+
+
+def bits_of_the_largest_chunk(folder):
+    """The state's arrays lie in one file, noise nearly uncompressed: a bit of a number is turned over."""
+    path = max((folder / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def the_seconds(folder):
+    path = folder / "facts" / "metadata"
+    path.write_text(path.read_text().replace("40.0", "41.0"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [(bits_of_the_largest_chunk, "w: not the numbers that were saved"), (the_seconds, "its facts are not those")],
+)
+def test_other_numbers_than_were_saved_are_never_restored(tmp_path, caplog, damage, named):
+    """Nothing else would notice: the files can be read, and hold numbers."""
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal(4000), jnp.float32)
+    checkpointer = Checkpointer(tmp_path, "digest")
+    for step in (2, 4):
+        checkpointer.save(step, {"w": noise * step, "mask": noise > 0}, seconds=10.0 * step)
+    checkpointer.close()
+    damage(tmp_path / "checkpoints" / "4")
+    with caplog.at_level(logging.WARNING, logger="gfn_jax"):
+        restored = Checkpointer(tmp_path, "digest").restore({"w": noise, "mask": noise > 0})
+    assert restored.step == 2
+    assert f"step 4 cannot be read ({named}" in caplog.text
+    np.testing.assert_array_equal(restored.state["w"], noise * 2)
+
+
+def wrapped(error: Exception) -> Exception:
+    outer = Exception("Encountered error while reading array index")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (MemoryError(), "out of memory"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "Out of memory"),
+        (wrapped(ValueError("Error reading x [os_error_code='24']")), "Too many open files"),
+    ],
+)
+def test_a_fault_of_the_machine_is_no_damage(tmp_path, monkeypatch, fault, named):
+    saved(tmp_path, [2, 4]).close()
+
+    def restore(*args, **settings):
+        raise fault
+
+    checkpointer = Checkpointer(tmp_path, "digest")
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", restore)
+        with pytest.raises(OSError, match=f"step 4 in .* cannot be read now: .*{named}"):
+            checkpointer.restore(state(0))
+    assert not (tmp_path / "unreadable").exists()
+    assert checkpointer.restore(state(0)).step == 4
+
+
+def test_a_machine_that_cannot_write_is_said_in_a_line(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path, "digest")
+
+    def full(*args, **settings):
+        raise ValueError("RESOURCE_EXHAUSTED: Error opening zarr:\nFailed to write [os_error_code='28']")
+
+    monkeypatch.setattr(checkpointer._manager, "wait_until_finished", full)
+    with pytest.raises(OSError, match=r"^no checkpoint can be written to .*checkpoints: No space left on device$"):
+        checkpointer.wait()
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(tmp_path):
+    checkpointer = saved(tmp_path / "run", [1])
+    shutil.rmtree(tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="run/checkpoints was deleted while the run went on"):
+            checkpointer.save(2, state(2), seconds=0.0)
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)  # by another run
 
 
 def test_when_none_can_be_read_the_run_does_not_start_over(tmp_path):
