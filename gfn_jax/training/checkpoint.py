@@ -3,6 +3,7 @@
     WORKDIR/config.json             the config that owns the folder
     WORKDIR/checkpoints/STEP/       state (orbax, written while training goes on) and a few facts about it
     WORKDIR/unreadable/STEP-TIME/   damaged checkpoints, moved out of the way
+    WORKDIR/.lock                   held by the process whose run it is
 
 The newest checkpoints and the best one are kept. Random keys are in none: they are folded from the step's
 number. With the facts lies a digest of every array (`digests`), and of the facts themselves: what is restored is
@@ -29,6 +30,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from gfn_jax.errors import first_line
+from gfn_jax.training import lock
 from gfn_jax.training.digests import digests
 from gfn_jax.types import PyTree
 
@@ -47,16 +49,20 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
     """Makes `workdir` this config's own, and returns the config's digest.
 
-    A folder without a checkpoint is nobody's: whoever had it got nowhere, and a corrected config may use it.
+    A folder without a checkpoint is nobody's: whoever had it got nowhere, and a corrected config may use it. One that
+    another process is writing to is that process's, until it ends.
 
     Args:
         workdir: where a run writes; created if need be.
         config: what the result depends on, as nested mappings of plain values.
 
     Raises:
-        ValueError: checkpoints of another config lie there (the keys that differ are named), or the folder's
-            config is unreadable.
+        ValueError: another process is at work there, checkpoints of another config lie there (the keys that differ
+            are named), or the folder's config is unreadable.
     """
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.hold(workdir)
     path = workdir / "config.json"
     if path.exists() and any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
         try:
@@ -70,7 +76,6 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
                 f"{workdir} belongs to another config: {'; '.join(differing[:3])}{more}; use another --workdir"
             )
     elif jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(_canonical(config) + "\n")
         os.replace(partial, path)
