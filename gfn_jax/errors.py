@@ -7,8 +7,12 @@ class TrainingDiverged(RuntimeError):
     """The loss, or the state it led to, is no longer finite."""
 
 
+class EvaluationFailed(RuntimeError):
+    """A measurement could not be made, or gave what is no number; the state that was to be measured is saved."""
+
+
 class TrainingStopped(Exception):
-    """A signal ended the run between two steps; everything is saved.
+    """A signal ended the run between two steps, or during its report; everything is saved.
 
     Attributes:
         exit_code: 128 + the signal's number, as a shell reports it (130 for Ctrl-C).

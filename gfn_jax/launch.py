@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
 
         run = build(values.config, workdir, shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]]))
         expected, code = RUNNING, FAILED
-        from gfn_jax.training.loop import train
+        from gfn_jax.training.loop import complete
 
-        print(run.finish(train(run)), flush=True)
+        print(complete(run), flush=True)
         return 0
     except TrainingStopped as stop:
         print(stop, file=sys.stderr)

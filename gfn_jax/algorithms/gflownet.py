@@ -264,15 +264,17 @@ class GFlowNet:
 
 
 def describe(trajectory: Trajectory) -> dict[str, Weighted]:
-    """Means over finished rows: log R where they stopped, length of Z; and the share that finished."""
+    """Means over finished rows: log R where they stopped, length of Z; the share that finished; of finite rewards."""
     sampled = trajectory.rollout
     stop = sampled.action_mask & ~sampled.token_mask
     finished = stop.any(axis=1)
     count = finished.sum(dtype=jnp.float32)
     log_reward = jnp.where(stop, trajectory.log_reward, 0.0).sum()
     length = (finished[:, None] & sampled.token_mask).sum(dtype=jnp.float32)
+    finite = (sampled.state_mask & jnp.isfinite(trajectory.log_reward)).sum(dtype=jnp.float32)
     return {
         "log_reward": Weighted(log_reward, count),
         "length": Weighted(length, count),
         "finished": Weighted(count, jnp.asarray(finished.shape[0], jnp.float32)),
+        "finite_rewards": Weighted(finite, sampled.state_mask.sum(dtype=jnp.float32)),
     }

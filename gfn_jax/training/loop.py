@@ -13,7 +13,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.errors import TrainingDiverged, TrainingStopped
+from gfn_jax.errors import EvaluationFailed, TrainingDiverged, TrainingStopped, first_line
 from gfn_jax.training.checkpoint import Checkpointer
 from gfn_jax.training.writers import Writer
 from gfn_jax.types import PyTree
@@ -73,7 +73,7 @@ class Run:
     Attributes:
         workdir: where the run writes.
         step_fn: (state, constants) -> (state, metrics), compiled; `state` may be donated. `metrics` are
-            scalars and hold `loss`.
+            scalars and hold `loss`; where rewards are sampled `finite_rewards`, the share that are numbers.
         state: before the first step: a pytree with `trainable` and `opt_state`, placed on its devices.
         constants: what steps read and never change, placed on the devices.
         num_steps: where training ends.
@@ -116,12 +116,43 @@ class Run:
                 raise ValueError(f"{name} must be at least 1, not {count}")
 
 
+def complete(run: Run) -> str:
+    """Trains, and returns the run's last words.
+
+    Raises:
+        TrainingStopped: a signal came; one that comes during the last words ends them at once.
+        EvaluationFailed: the last words could not be found; the last step is saved.
+        TrainingDiverged, ValueError: as `train` does.
+    """
+    trained = train(run)
+
+    def stop(number: int) -> None:
+        raise TrainingStopped(
+            f"stopped after step {trained.steps} of {run.num_steps}, during the report; all steps are saved in "
+            f"{run.checkpointer.directory}; run the same command for the report",
+            exit_code=128 + number,
+        )
+
+    try:
+        with _signals(stop):
+            return run.finish(trained)
+    except (TrainingStopped, TrainingDiverged, EvaluationFailed):
+        raise
+    except Exception as error:
+        raise EvaluationFailed(
+            f"the report failed ({first_line(error)}); all steps are saved in {run.checkpointer.directory}; "
+            "run the same command for the report alone"
+        ) from error
+
+
 def train(run: Run) -> Trained:
     """Trains from the newest checkpoint (or from `run.state`) to `run.num_steps`.
 
     Raises:
         TrainingDiverged: the loss or the state is no longer finite; nothing of it is saved.
         TrainingStopped: SIGINT or SIGTERM came; the step (and its evaluation) was finished and saved.
+        EvaluationFailed: an evaluation raised, or gave NaN; its step was saved.
+        OSError: the machine could not read or write a checkpoint, or the workdir was deleted.
         ValueError: the checkpoints cannot be read, or hold more steps than `run.num_steps`.
     """
     restored = run.checkpointer.restore(run.state)
@@ -135,17 +166,22 @@ def train(run: Run) -> Trained:
     try:
         for writer in run.writers:
             writer.resume(start)
-        with _stop_signal() as stop:
+        with _signals(session.note_signal):
             for step in range(start + 1, run.num_steps + 1):
                 with jax.transfer_guard("disallow"):
                     state, metrics = run.step_fn(state, run.constants)
                 session.stepped(step, metrics)
-                stopping = stop.number is not None or run.checkpointer.reached_preemption(step)
+                stopping = session.signal is not None or run.checkpointer.reached_preemption(step)
                 session.between_steps(step, state, stopping)
-                if stopping and step < run.num_steps:
-                    raise _stopped(run, step, stop.number or signal.SIGTERM)
-    finally:
+                if stopping or (session.signal is not None and step == run.num_steps):
+                    run.checkpointer.wait()
+                    raise _stopped(run, step, session.signal or signal.SIGTERM)
         run.checkpointer.wait()
+    except BaseException:
+        with contextlib.suppress(Exception):  # what is wrong was said already
+            run.checkpointer.wait()
+        raise
+    finally:
         for writer in run.writers:
             writer.close()
     return Trained(state=state, steps=run.num_steps, seconds=session.seconds, compile_seconds=session.first)
@@ -158,12 +194,18 @@ class _Session:
         self.run = run
         self.seconds = seconds
         self.first = 0.0
+        self.signal: int | None = None
         self._start = start
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._evaluated: dict[str, float] = {}
         self._since = time.perf_counter()  # the clock of training itself; stopped between steps
         self._began = 0.0  # the end of the first step: rates and the ETA count from there
         self._logged = (start, seconds)
+
+    def note_signal(self, number: int) -> None:
+        """The step that runs will be the last."""
+        self.signal = number
+        _log.info("%s: finishing this step, then saving; again to stop at once", signal.Signals(number).name)
 
     def stepped(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes note of a step that was started, and reads the metrics of the one before."""
@@ -186,17 +228,21 @@ class _Session:
             return
         self._read_pending()
         self.seconds += time.perf_counter() - self._since
-        if not bool(_all_finite((state.trainable, state.opt_state))):
+        if not all(jax.device_get(_finite((state.trainable, state.opt_state)))):
             raise self._diverged("the state is not finite", step)
-        evaluated: dict[str, float] = {}
-        for evaluation in due:
-            evaluated |= evaluation.evaluate(state, step)
+        evaluated, failure = _evaluate(due, state, step)
         if evaluated:
             self._write(step, "eval", evaluated)
             self._evaluated |= evaluated
             _log.info("step %d evaluated: %s", step, run.describe_progress({}, evaluated))
         score = evaluated.get(run.best_metric) if run.best_metric is not None else None
         run.checkpointer.save(step, state, self.seconds, score)
+        if failure is not None:
+            run.checkpointer.wait()
+            raise EvaluationFailed(
+                f"the evaluation of step {step} failed ({first_line(failure)}); the step is saved in "
+                f"{run.checkpointer.directory}; run the same command to go on from there"
+            ) from failure
         self._since = time.perf_counter()
 
     def _read_pending(self) -> None:
@@ -210,8 +256,9 @@ class _Session:
         self.seconds, self._since = self.seconds + now - self._since, now
         self._write(step, "train", metrics | {"seconds": round(self.seconds, 3)})
         if not math.isfinite(metrics["loss"]):
-            raise self._diverged(f"the loss is {metrics['loss']}", step)
+            raise self._diverged(f"the loss is {metrics['loss']}", step, metrics)
         if step % self.run.log_every == 0 or step == self.run.num_steps:
+            self.run.checkpointer.check_folder()
             _log.info("%s  %s", self._pace(step, now), self.run.describe_progress(metrics, self._evaluated))
 
     def _pace(self, step: int, now: float) -> str:
@@ -231,20 +278,53 @@ class _Session:
         for writer in self.run.writers:
             writer.write(step, kind, values)
 
-    def _diverged(self, what: str, step: int) -> TrainingDiverged:
+    def _diverged(self, what: str, step: int, metrics: Metrics | None = None) -> TrainingDiverged:
         self.run.checkpointer.wait()
         good = self.run.checkpointer.latest_step
         kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
         return TrainingDiverged(
             f"{what} at step {step}; {kept} in {self.run.checkpointer.directory}; "
-            "try a lower learning rate or a smaller clip_norm, with another --workdir"
+            f"{self._advice(step, metrics or {})}, with another --workdir"
         )
+
+    def _advice(self, step: int, metrics: Metrics) -> str:
+        """What to change; a learning rate is not to blame for what no step of it has touched."""
+        paths, _ = zip(*jax.tree_util.tree_leaves_with_path(self.run.constants))
+        for path, finite in zip(paths, jax.device_get(_finite(self.run.constants)), strict=True):
+            if not finite:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                return f"{name} is not finite, and no training will change that: look there first"
+        if metrics.get("finite_rewards", 1.0) < 1:
+            share = 100 * metrics["finite_rewards"]
+            return f"the reward is a finite number for {share:.4g} % of the prefixes only: make it finite for all"
+        if step == 1:
+            return (
+                "nothing had been learnt by then, so the learning rate is not the cause: look at lora.alpha, "
+                "lora.dropout, the reward and the model"
+            )
+        return "try a lower learning rate or a smaller clip_norm"
+
+
+def _evaluate(evaluations: Sequence[Evaluation], state: Any, step: int) -> tuple[dict[str, float], Exception | None]:
+    """What was measured, and what kept the rest from it; NaN is no measurement."""
+    evaluated: dict[str, float] = {}
+    try:
+        for evaluation in evaluations:
+            evaluated |= evaluation.evaluate(state, step)
+        for name, value in evaluated.items():
+            if math.isnan(value):
+                raise ValueError(f"{name} is nan")
+    except Exception as error:  # a user's evaluator may raise anything, and training is not to be lost for it
+        return evaluated, error
+    return evaluated, None
 
 
 @jax.jit
-def _all_finite(tree: PyTree) -> jax.Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, np.inexact)]
-    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in floats], bool))
+def _finite(tree: PyTree) -> list[jax.Array]:
+    """One answer an array; integers are finite."""
+    return [
+        jnp.isfinite(x).all() if jnp.issubdtype(x.dtype, np.inexact) else jnp.array(True) for x in jax.tree.leaves(tree)
+    ]
 
 
 def _stopped(run: Run, step: int, number: int) -> TrainingStopped:
@@ -255,24 +335,16 @@ def _stopped(run: Run, step: int, number: int) -> TrainingStopped:
     )
 
 
-@dataclasses.dataclass
-class _Stop:
-    """The signal that came, if one did."""
-
-    number: int | None = None
-
-
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """Catches the first SIGINT or SIGTERM; a second one acts as ever.
+def _signals(react: Callable[[int], None]) -> Iterator[None]:
+    """Calls `react` with the first SIGINT or SIGTERM; a second one acts as ever.
 
     With several processes signals come to one or at different steps; there the cluster's own notice counts
     (`Checkpointer.reached_preemption`), and handlers of ours would hide the signal from it.
     """
-    stop = _Stop()
     caught = (signal.SIGINT, signal.SIGTERM)
     if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
     before = {number: signal.getsignal(number) for number in caught}
 
@@ -281,14 +353,13 @@ def _stop_signal() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
     def catch(number: int, frame: FrameType | None) -> None:
-        stop.number = number
         restore()
-        _log.info("%s: finishing this step, then saving; again to stop at once", signal.Signals(number).name)
+        react(number)
 
     for number in caught:
         signal.signal(number, catch)
     try:
-        yield stop
+        yield
     finally:
         restore()
 

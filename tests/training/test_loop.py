@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import logging
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 from toy import init_state, make_run, step_fn
 
-from gfn_jax.errors import TrainingDiverged, TrainingStopped
-from gfn_jax.training.loop import Evaluation, Trained, train
+from gfn_jax.errors import EvaluationFailed, TrainingDiverged, TrainingStopped
+from gfn_jax.training.loop import Evaluation, Trained, complete, train
 
 TOY = pathlib.Path(__file__).with_name("toy.py")
 
@@ -95,6 +96,95 @@ def test_divergence_names_the_last_good_checkpoint_and_saves_nothing(tmp_path, f
 def test_divergence_before_the_first_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged, match="at step 1; there is no checkpoint yet"):
         train(make_run(tmp_path, 8, nan_at=1))
+
+
+def with_metrics(**metrics):
+    def step(state, constants):
+        state, own = step_fn(state, constants)
+        return state, own | {name: jnp.asarray(value) for name, value in metrics.items()}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+@pytest.mark.parametrize(
+    ("nan_at", "base", "finite_rewards", "advice"),
+    [
+        (3, 1.0, 1.0, "try a lower learning rate or a smaller clip_norm, with"),
+        (1, 1.0, 1.0, "nothing had been learnt by then, so the learning rate is not the cause: look at lora.alpha, "),
+        (3, 1.0, 0.75, "the reward is a finite number for 75 % of the prefixes only"),
+        (3, np.nan, 0.0, "base is not finite, and no training will change that"),
+    ],
+)
+def test_divergence_blames_its_cause(tmp_path, nan_at, base, finite_rewards, advice):
+    run = make_run(tmp_path, 8, nan_at=nan_at, evaluations=(), step_fn=with_metrics(finite_rewards=finite_rewards))
+    run = dataclasses.replace(run, constants=run.constants | {"base": jnp.full((3,), base)})
+    with pytest.raises(TrainingDiverged, match=f"the loss is nan at step {nan_at}; .*{advice}"):
+        train(run)
+
+
+def out_of_memory(state, step):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "reason"),
+    [
+        (out_of_memory, "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory"),
+        (lambda state, step: {"accuracy": float("nan")}, "ValueError: accuracy is nan"),
+    ],
+)
+def test_an_evaluation_that_fails_saves_first(tmp_path, evaluate, reason):
+    run = make_run(tmp_path, 4, evaluations=(Evaluation(3, evaluate),), save_every=9)
+    with pytest.raises(EvaluationFailed, match=rf"^the evaluation of step 3 failed \({reason}\); the step is saved in"):
+        train(run)
+    assert run.checkpointer.steps == [3]
+    assert_same_bits(train(make_run(tmp_path, 4)), train(make_run(tmp_path / "whole", 4)))
+
+
+def test_a_report_that_fails_can_be_asked_for_again(tmp_path):
+    def fail(trained):
+        raise KeyError("accuracy")
+
+    run = make_run(tmp_path, 2, finish=fail)
+    with pytest.raises(EvaluationFailed, match=r"the report failed \(KeyError: 'accuracy'\); all steps are saved in"):
+        complete(run)
+    assert complete(make_run(tmp_path, 2)) == "finished after 2 steps"
+
+
+@pytest.mark.parametrize("place", ["last evaluation", "report"])
+def test_sigterm_at_the_end_is_not_waited_out(tmp_path, place):
+    """Neither one that comes while the last step is measured nor one during the report, which may take minutes."""
+    went_on = []
+
+    def report(trained):
+        if place == "report":
+            os.kill(os.getpid(), signal.SIGTERM)
+        went_on.append("to the end")
+        return ""
+
+    def evaluate(state, step):
+        if place == "last evaluation":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    before = signal.getsignal(signal.SIGTERM)
+    run = make_run(tmp_path, 2, finish=report, evaluations=(Evaluation(2, evaluate),))
+    with pytest.raises(TrainingStopped, match=r"stopped (at|after) step 2 of 2.* saved in .*; run the same") as stop:
+        complete(run)
+    assert (stop.value.exit_code, went_on) == (143, [])
+    assert run.checkpointer.latest_step == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_workdir_deleted_during_a_run_ends_it(tmp_path):
+    def delete(state, step):
+        shutil.rmtree(tmp_path / "run")
+        return {}
+
+    run = make_run(tmp_path / "run", 99, evaluations=(Evaluation(2, delete),))
+    with pytest.raises(FileNotFoundError, match=r"run/checkpoints was deleted while the run went on"):
+        train(run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
