@@ -64,10 +64,10 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     model_type, model, params = load_base(config, folder, mesh)
     tokenizer = load_tokenizer(folder)
     parts = gflownet_parts(config, model, tokenizer, mesh)
+    evaluator = entry_of(config.task).evaluator(config, parts.task, model)
     constants, state = (place(tree, mesh) for tree in initial(config, parts, params))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
-    evaluator = entry_of(config.task).evaluator(config, parts.task, model)
     facts = {"task": config.task, "method": "gflownet", "seed": config.seed, "config_digest": digest}
     facts["command"] = command
 

@@ -41,12 +41,9 @@ def section(cls: type[Section], values: Mapping[str, Any], partial: bool = False
 
 
 def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What the result depends on, as plain values: what a workdir belongs to. How often to look is no part of it."""
-    return {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in ("log_every", "save_every", "tensorboard")
-    }
+    """What training depends on, as plain values: what a workdir belongs to. How, and how often, to look is no part."""
+    looking = ("log_every", "save_every", "tensorboard", "evaluation")
+    return {name: value for name, value in config.to_dict().items() if name not in looking}
 
 
 def imported(path: str) -> Any:

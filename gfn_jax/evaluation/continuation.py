@@ -110,6 +110,9 @@ class ContinuationEvaluator:
 
     best_metric = None
 
+    def __post_init__(self):
+        _ = self._encoder  # what is missing is to be said now, not after hours of training
+
     @property
     def every(self) -> int:
         """Steps between two validations."""
@@ -250,7 +253,7 @@ class ContinuationEvaluator:
         self, params: Params, completion: Int[np.ndarray, "B T"], length: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, "B E"]:
         """Embeddings of Z with its full stop."""
-        if self.config.encoder is not None:
+        if self._encoder is not None:
             texts = [self.task.decode(row[:n].tolist()).strip() + "." for row, n in zip(completion, length)]
             return self._encoder.embed(texts)
         begin = self.task.begin_ids  # what stands before a prompt, so before a sentence read by itself
@@ -261,9 +264,8 @@ class ContinuationEvaluator:
         return gather(mean_hidden_states(self.model, params, Tokens(ids, real), pooled))
 
     @functools.cached_property
-    def _encoder(self) -> SentenceEncoder:
-        assert self.config.encoder is not None
-        return SentenceEncoder(self.config.encoder)
+    def _encoder(self) -> SentenceEncoder | None:
+        return None if self.config.encoder is None else SentenceEncoder(self.config.encoder)
 
 
 # Metric, title, decimals.

@@ -50,9 +50,17 @@ def mean_hidden_states(config: ModelConfig, params: Params, text: Tokens, pooled
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEncoder:
-    """A sentence encoder in a local folder, read by the optional package `sentence-transformers`."""
+    """A sentence encoder in a local folder, read as it is made by the optional package `sentence-transformers`.
+
+    Raises:
+        ImportError: the package is missing.
+        ValueError: the folder holds no encoder.
+    """
 
     folder: str
+
+    def __post_init__(self):
+        _ = self._model
 
     @functools.cached_property
     def _model(self) -> Any:

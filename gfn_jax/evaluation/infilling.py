@@ -19,7 +19,7 @@ from gfn_jax.evaluation.infilling_exact import Listed, Scorer, distances, diverg
 from gfn_jax.evaluation.judge import Judge
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.evaluation.text_metrics import bert_score, bleu, gleu
+from gfn_jax.evaluation.text_metrics import BertScore, bleu, gleu
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
@@ -123,6 +123,21 @@ class InfillingEvaluator:
 
     best_metric = None
 
+    def __post_init__(self):
+        # What is missing is to be said now, not after hours of training.
+        _ = self._bert_score
+        if self._judge is not None:
+            self._judge.check()
+
+    @functools.cached_property
+    def _bert_score(self) -> BertScore | None:
+        config = self.config
+        return None if config.bert_folder is None else BertScore(config.bert_folder, config.bert_layer)
+
+    @property
+    def _judge(self) -> Judge | None:
+        return None if self.config.judge_url is None else Judge(self.config.judge_url, str(self.config.judge_model))
+
     @property
     def every(self) -> int:
         """Steps between two validations."""
@@ -206,15 +221,13 @@ class InfillingEvaluator:
             "distinct": 100 * float(np.mean([len(set(rows)) / len(rows) for rows in texts])),
             "length": float(np.mean([len(row) for rows in samples for row in rows])),
         }
-        if self.config.bert_folder is not None:
-            found["bert_score"] = bert_score(written, references, self.config.bert_folder, self.config.bert_layer)
+        if self._bert_score is not None:
+            found["bert_score"] = self._bert_score(written, references)
         return found
 
     def judged(self, stories: Sequence[str]) -> dict[str, float]:
         """The judge's mean score, if there is a judge."""
-        if self.config.judge_url is None:
-            return {}
-        return Judge(self.config.judge_url, str(self.config.judge_model)).mean_score(stories)
+        return {} if self._judge is None else self._judge.mean_score(stories)
 
     def report(self, params: Params, lora: Lora | None) -> Findings:
         """All writers on the test stories."""
@@ -240,7 +253,7 @@ class InfillingEvaluator:
             }
         if self.listed:
             found["posterior"] = self.posterior_facts(params)
-        if self.config.judge_url is not None:
+        if self._judge is not None:
             found["reference"] = self.judged([story.story(story.middle.removesuffix(".")) for story in stories])
         rounded = {name: {key: round(value, 4) for key, value in values.items()} for name, values in found.items()}
         return Findings(rounded, self._page(rounded, samples))

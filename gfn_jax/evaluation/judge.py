@@ -6,11 +6,13 @@ Only the number is asked for. Nothing is sent anywhere unless a configuration na
 """
 
 import dataclasses
+import http.client
 import json
 import logging
 import os
 import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 
@@ -51,6 +53,19 @@ class Judge:
     timeout: float = 60.0
     retries: int = 2
     key_variable: str = "OPENAI_API_KEY"
+
+    def check(self) -> None:
+        """Asks for the list of models, without a key: any answer shows that somebody is there.
+
+        Raises:
+            ValueError: nobody is.
+        """
+        try:
+            urllib.request.urlopen(f"{self.url.rstrip('/')}/models", timeout=self.timeout).close()
+        except urllib.error.HTTPError:
+            return
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ValueError(f"evaluation.judge_url: no judge answers at {self.url}: {error}") from error
 
     def score(self, story: str) -> float | None:
         """A story's coherence; None where the judge could not be asked, or gave no score."""

@@ -155,11 +155,12 @@ class RandomNumbersEvaluator:
             f"covered {validated['covered']:.0f}/{len(self.log_p)}"
         )
 
-    def estimate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def estimate(self, params: Params, lora: Lora | None) -> dict[str, float | None]:
         """KL(q(.|valid) || p) from samples, as one would have to without the enumeration.
 
         Returns:
-            `sampled_kl` and its `sampled_noise_floor` in nats, `sampled_valid_mass`, and the number of `samples`.
+            `sampled_kl` (None where no sample is valid) and its `sampled_noise_floor` in nats, `sampled_valid_mass`,
+            and the number of `samples`.
         """
         batch = min(self.config.batch, self.config.samples)
         count = -(-self.config.samples // batch)
@@ -178,7 +179,7 @@ class RandomNumbersEvaluator:
         valid = samples - counts.pop(None, 0)
         share = np.array([counts[number] for number in range(len(self.log_p))]) / max(valid, 1)
         return {
-            "sampled_kl": kl(share, self.log_p) if valid else float("nan"),
+            "sampled_kl": kl(share, self.log_p) if valid else None,
             "sampled_noise_floor": (len(self.log_p) - 1) / (2 * max(valid, 1)),
             "sampled_valid_mass": valid / samples,
             "samples": samples,
@@ -198,14 +199,15 @@ class RandomNumbersEvaluator:
         """The table, and what the base likes best."""
         size = len(self.log_p)
 
-        def row(title: str, values: Mapping[str, float]) -> tuple[str, ...]:
+        def row(title: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+            sampled = "none valid" if values["sampled_kl"] is None else f"{values['sampled_kl']:.2e}"
             return (
                 title,
                 f"{values['kl_to_target']:.2e}",
                 f"{values['kl_from_target']:.2e}",
                 f"{100 * values['valid_mass']:.3f} %",
                 f"{values['covered']} of {size}",
-                f"{values['sampled_kl']:.2e} ({values['sampled_noise_floor']:.1e})",
+                f"{sampled} ({values['sampled_noise_floor']:.1e})",
             )
 
         header = ("exact, in nats", "KL(q|p), valid", "KL(p|q)", "valid", "covered", "sampled KL (floor)")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,16 @@ class Findings:
     Attributes:
         methods: method -> metric -> value; `metrics` are the trained policy's, `base` the base's.
         page: the table, and what else a person reads.
+
+    Raises:
+        ValueError: a value is NaN, which is no finding.
     """
 
     methods: Mapping[str, Mapping[str, Any]]
     page: str
+
+    def __post_init__(self):
+        check_numbers(self.methods)
 
 
 class Evaluator(Protocol):
@@ -70,8 +77,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def check_numbers(found: Any, name: str = "") -> None:
+    """Raises ValueError where one of nested mappings' and sequences' numbers is NaN; infinity is a number."""
+    if isinstance(found, float) and math.isnan(found):
+        raise ValueError(f"{name} is nan")
+    if isinstance(found, Mapping):
+        for key, value in found.items():
+            check_numbers(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(found, list | tuple):
+        for value in found:
+            check_numbers(value, name)
+
+
 def write_results(path: pathlib.Path, results: Mapping[str, Any]) -> None:
-    """Writes `results.json` whole or not at all."""
+    """Writes `results.json` whole or not at all; raises ValueError where a number of it is NaN."""
+    check_numbers(results)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1) + "\n")
     os.replace(partial, path)

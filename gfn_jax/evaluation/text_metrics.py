@@ -9,6 +9,7 @@ of letters and digits, and single punctuation marks; case counts. One reference 
 """
 
 import math
+import pathlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -37,24 +38,36 @@ def gleu(written: Sequence[str], references: Sequence[str], n: int = 4) -> float
     return 100 * matched / max(made, wanted, 1)
 
 
-def bert_score(written: Sequence[str], references: Sequence[str], folder: str, layers: int) -> float:
+class BertScore:
     """Mean F1 of BERTScore (Zhang et al. 2020) with an encoder in a local folder; no idf, not rescaled.
 
     Args:
-        written: the texts to judge.
-        references: one a text.
-        folder: a Hugging Face encoder that the user brings.
+        folder: a Hugging Face encoder that the user brings; read at once.
         layers: the layer whose states are compared.
 
     Raises:
         ImportError: the optional package is missing.
+        ValueError: the folder holds no such encoder.
     """
-    try:
-        import bert_score as package
-    except ImportError as error:
-        raise ImportError("BERTScore needs an optional package: pip install bert-score (it brings torch)") from error
-    _, _, f1 = package.score(list(written), list(references), model_type=folder, num_layers=layers, verbose=False)
-    return float(f1.mean())
+
+    def __init__(self, folder: str, layers: int):
+        try:
+            import bert_score
+        except ImportError:
+            raise ImportError(
+                "evaluation.bert_folder needs an optional package: pip install bert-score (it brings torch)"
+            ) from None
+        if not pathlib.Path(folder).is_dir():  # the package would look for it on the network
+            raise ValueError(f"evaluation.bert_folder: there is no folder {folder}")
+        try:
+            self._scorer = bert_score.BERTScorer(model_type=folder, num_layers=layers)
+        except (OSError, ValueError, AssertionError) as error:
+            raise ValueError(f"{folder} holds no encoder of {layers} layers or more: {error}") from error
+
+    def __call__(self, written: Sequence[str], references: Sequence[str]) -> float:
+        """The mean over pairs of texts."""
+        _, _, f1 = self._scorer.score(list(written), list(references))
+        return float(f1.mean())
 
 
 def _counts(written: Sequence[str], references: Sequence[str], n: int) -> list[tuple[int, int, int]]:

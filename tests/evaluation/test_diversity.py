@@ -44,4 +44,4 @@ def test_padding_and_what_is_not_pooled_are_no_part_of_the_mean():
 def test_a_missing_encoder_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match="pip install sentence-transformers"):
-        SentenceEncoder("nowhere").embed(["a"])
+        SentenceEncoder("nowhere")

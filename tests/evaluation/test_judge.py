@@ -87,7 +87,10 @@ def test_failures_are_reported(server, caplog):
 
 
 def test_nobody_there(server, caplog):
+    judge_of(server).check()  # it has no list of models; but it answers
     server.shutdown()
     server.server_close()
+    with pytest.raises(ValueError, match="no judge answers at http://127"):
+        judge_of(server).check()
     assert judge_of(server, retries=1).mean_score(["one"]) == {"judge_failed": 1.0}
     assert "failed 2 times" in caplog.text

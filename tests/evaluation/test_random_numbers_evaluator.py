@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation import random_numbers
 from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy, unit_gain
 from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, RandomNumbersEvaluator, distances, kl
 from gfn_jax.models import decoder
@@ -65,6 +66,15 @@ def test_samples_agree_with_the_enumeration(world):
     assert sampled["sampled_valid_mass"] == pytest.approx(valid, abs=4 * math.sqrt(valid * (1 - valid) / 20_000))
     assert sampled["sampled_noise_floor"] == pytest.approx(12 / (2 * 20_000 * sampled["sampled_valid_mass"]))
     assert sampled["sampled_kl"] == pytest.approx(exact["kl_to_target"], rel=0.1)
+
+
+def test_a_base_that_writes_no_number_has_no_sampled_distance(world, monkeypatch):
+    evaluator, params = world
+    monkeypatch.setattr(random_numbers, "sample_completions", lambda *args, samples, **settings: [[[]] * samples])
+    found = evaluator.estimate(params, None)
+    assert (found["sampled_kl"], found["sampled_valid_mass"]) == (None, 0.0)
+    found |= distances(np.full(13, 1 / 13), evaluator.log_p)
+    assert "none valid (" in evaluator.page({"base": found, "metrics": found}, {"base": [1.0], "number": [3]})
 
 
 def test_the_report_names_what_it_must_for_policy_and_base(world):
