@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             return 0
         source = config_flags.get_config_filename(values["config"])
         workdir = pathlib.Path(values.workdir or default_workdir(source))
-        set_up_logging()
+        set_up_logging(debug)
         if values.distributed or in_cluster(os.environ):
             join_cluster(os.environ)
         from gfn_jax.build import build  # jax and all: too slow to wait for when a flag is misspelt
@@ -143,9 +143,15 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def set_up_logging() -> None:
-    """Progress on standard output, with the time; other libraries are heard from warnings on."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
+def set_up_logging(debug: bool = False) -> None:
+    """Progress on standard output, with the time; what orbax's threads say is heard with `debug` only.
+
+    Where a checkpoint cannot be written they print hundreds of lines (on a full disk 325) about what is raised anyway
+    where the run waits for them, and becomes the command's last line.
+    """
+    absl_logging.set_verbosity(absl_logging.WARNING if debug else absl_logging.FATAL)
+    if not debug:
+        sys.unraisablehook = lambda unraisable: None
     logger = logging.getLogger("gfn_jax")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))

@@ -2,11 +2,14 @@ import dataclasses
 import logging
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import types
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gfn_jax import launch
@@ -31,8 +34,13 @@ def build(config, workdir, command):
         raise KeyError("task 'x' is unknown; it is one of arithmetic")
     if config.trap == "bug":
         raise ZeroDivisionError("a fault")
-    from toy import make_run
+    from toy import init_state, make_run
 
+    if config.trap == "full":
+        noise = jnp.asarray(np.random.default_rng(0).standard_normal(1 << 19), jnp.float32)
+        state = init_state().replace(trainable={"w": noise})
+        metrics = {"loss": jnp.zeros(())}
+        return make_run(workdir, 2, state=state, step_fn=lambda state, _: (state, metrics), save_every=1)
     run = make_run(workdir, 2, nan_at=2 if config.trap == "nan" else -1)
     rate = config.optimizer.learning_rate
     return dataclasses.replace(run, finish=lambda trained: f"seed {config.seed}, rate {rate}, {trained.steps} steps")
@@ -44,6 +52,7 @@ def config(tmp_path, monkeypatch) -> Iterator[pathlib.Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).with_name("training")))
     monkeypatch.setitem(sys.modules, "gfn_jax.build", types.SimpleNamespace(build=build))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     (tmp_path / "stub.py").write_text(CONFIG)
     logger = logging.getLogger("gfn_jax")
     before = logger.handlers, logger.propagate, logger.level
@@ -142,6 +151,19 @@ def test_what_goes_wrong_later_is_one_line(config, capsys, trap, code, line):
     err = capsys.readouterr().err
     assert err.startswith(line)
     assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(config, capfd, caplog):
+    """A limit on the size of files stands for it: the same answer of the system, with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        assert launch.main(["launch", "--config=stub.py", "--config.trap=full"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = r"error: no checkpoint can be written to .*runs/stub-tiny/checkpoints: File too large\n"
+    assert re.fullmatch(line, capfd.readouterr().err)
+    assert [record for record in caplog.records if record.name == "absl"] == []
 
 
 def test_our_own_faults_keep_their_traceback(config):

@@ -59,7 +59,10 @@ class JsonlWriter:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         record: dict[str, Any] = {"step": step, "kind": kind, **finite}
         assert self._file is not None, "resume() opens the file"
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         if self._file is not None:

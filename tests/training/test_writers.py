@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -30,6 +31,16 @@ def test_a_record_a_line(tmp_path):
         "best": None,
     }
     writer.close()
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    writer = JsonlWriter(tmp_path / "metrics.jsonl")
+    writer.resume(0)
+    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        writer.write(1, "train", {"loss": 1.0})
+    with contextlib.suppress(OSError):  # it tries again
+        writer.close()
 
 
 @pytest.mark.parametrize(("restored", "kept"), [(3, [1, 2, 3]), (0, []), (9, [1, 2, 3, 4, 5])])
