@@ -42,7 +42,10 @@ class Findings:
 
 
 class Evaluator(Protocol):
-    """Measures a policy on its task: now and then on few queries, at the end on all of the test's."""
+    """Measures a policy on its task: now and then on few queries, at the end on all of the test's.
+
+    It is made before training: what it needs and cannot find (a package, a folder, a judge) it says then.
+    """
 
     @property
     def every(self) -> int:
