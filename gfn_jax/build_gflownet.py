@@ -21,7 +21,6 @@ from gfn_jax.build_rewards import HostReward, RewardConfig, build_host_reward, b
 from gfn_jax.build_tasks import entry_of
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.rows import gather
-from gfn_jax.evaluation.rows import gather
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
