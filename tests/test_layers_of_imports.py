@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "gfn_jax"
 
 # From the ground up. Rooms of one level do not know each other.
 LEVELS = (
-    {"types", "errors", "sections", "defaults"},
+    {"types", "errors", "files", "sections", "defaults"},
     {"interfaces"},
     {"models", "text", "datasets"},
     {"policy"},
@@ -18,6 +18,7 @@ LEVELS = (
     {"algorithms", "tasks"},
     {"training", "evaluation"},
     {"build_tasks", "build_rewards", "build_language_model", "workdir"},
+    {"build_sections"},
     {"build_gflownet"},
     {"build_em"},
     {"build"},

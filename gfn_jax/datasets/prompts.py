@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
 from gfn_jax.datasets.building import build_once, default_cache
+from gfn_jax.files import read_lines, read_text
 
 # What is written with a full stop that ends no sentence.
 TITLES = ("Mr", "Mrs", "Ms", "Dr", "Prof", "Rev", "Hon", "Sgt", "Lt", "Col", "Capt", "Gen", "Sen", "Rep", "Gov", "St")
@@ -79,30 +80,17 @@ def make_prompts(text: str, rule: PromptRule = PromptRule()) -> list[str]:
     return prompts
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """A UTF-8 file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not UTF-8.
-    """
-    path = pathlib.Path(path)
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; {PromptsBuilder.MANUAL_DOWNLOAD_INSTRUCTIONS}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, byte {error.start}: not UTF-8 text") from None
-
-
 def read_prompts(path: str | os.PathLike, raw: bool = False) -> list[str]:
     """The distinct prompts of a file, in its order: one a line, or by the rule where it is `raw` text.
 
     Raises:
-        ValueError: there are none.
+        FileNotFoundError: there is no such file.
+        ValueError: there are none, or the file is not UTF-8.
     """
-    text = read_text(path)
-    prompts = make_prompts(text) if raw else [line.strip() for line in text.splitlines()]
+    try:
+        prompts = make_prompts(read_text(path)) if raw else [line.strip() for line in read_lines(path)]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; {PromptsBuilder.MANUAL_DOWNLOAD_INSTRUCTIONS}") from None
     distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt]
     if not distinct:
         what = "no 1-3 neighbouring sentences of 5-30 tokens each" if raw else "no line with text"
@@ -111,15 +99,16 @@ def read_prompts(path: str | os.PathLike, raw: bool = False) -> list[str]:
 
 
 def split_prompts(prompts: Sequence[str], count: int | None, validation: int) -> dict[str, list[str]]:
-    """`count` prompts (None: all), of which `validation` are held out: a hash decides, not the order in the file.
+    """At most `count` prompts (None: all), of which `validation` are held out: a hash decides, not the file's order.
 
     Raises:
-        ValueError: fewer than `count` prompts, or none left to train on.
+        ValueError: none is held out, or none left to train on.
     """
-    count = len(prompts) if count is None else count
-    if not 0 < validation < count or count > len(prompts):
+    count = len(prompts) if count is None else min(count, len(prompts))
+    if not 0 < validation < count:
         raise ValueError(
-            f"{validation} of {count} prompts cannot be held out: there are {len(prompts)}, and both parts need one"
+            f"continuation.validation is {validation}; there are {len(prompts)} different prompts, of which "
+            f"continuation.count takes {count}, and both splits need one"
         )
     chosen = sorted(prompts, key=_digest)[:count]
     return {"train": chosen[validation:], "validation": chosen[:validation]}
@@ -175,7 +164,7 @@ def load_prompts(
         path: one prompt a line, or raw text.
         validation: how many prompts are held out.
         raw: cut the prompts out of raw text.
-        count: how many prompts, both splits together; None for all.
+        count: how many prompts at most, both splits together; None for all.
         cache: where data sets are kept; the user's cache folder if None.
 
     Raises:

@@ -104,6 +104,7 @@ def load_stories(data_dir: str | os.PathLike, cache: str | os.PathLike | None = 
 
 def _read_file(path: pathlib.Path) -> Iterator[Sentences]:
     try:
+        csv.field_size_limit(2**31 - 1)  # else a field of more than 131,072 characters is an error
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
@@ -116,3 +117,5 @@ def _read_file(path: pathlib.Path) -> Iterator[Sentences]:
                 yield story
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, byte {error.start}: not UTF-8 text") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from error

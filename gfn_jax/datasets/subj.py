@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gfn_jax.files import read_lines
+
 LABELS = ("objective", "subjective")
 FILES = {
     "train": "train.jsonl",
@@ -63,9 +65,11 @@ def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """The examples of one original file, `text` and `label`.
 
     Raises:
-        ValueError: a line is no such object, or its label and its label's text disagree.
+        ValueError: a line is no such object, or its label and its label's text disagree; there is none, or the file
+            is not UTF-8.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    found = False
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -75,7 +79,10 @@ def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: not an object with text, label and label_text") from error
         if label not in (0, 1) or LABELS[label] != name or not text:
             raise ValueError(f"{path}, line {number}: label {label!r} with label_text {name!r}, text {text!r:.40}")
+        found = True
         yield {"text": text, "label": label}
+    if not found:
+        raise ValueError(f"{path} holds no examples")
 
 
 def load(folder: str | os.PathLike, split: str, cache: str | os.PathLike) -> list[tuple[str, int]]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TextIO
 
 import jax
 
+from gfn_jax.files import read_text
+
 _log = logging.getLogger("gfn_jax")
 
 
@@ -41,7 +43,7 @@ class JsonlWriter:
         """Raises ValueError, naming the line, where an older record is damaged."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
+            lines = read_text(self.path).splitlines(keepends=True)
             partial = self.path.with_suffix(".partial")
             kept = [line for number, line in enumerate(lines, 1) if self._keeps(number, line, step)]
             partial.write_text("".join(kept))

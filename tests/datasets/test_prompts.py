@@ -44,10 +44,15 @@ def test_both_splits_depend_on_the_prompts_and_not_on_their_order():
     assert split_prompts(prompts[::-1], 30, 5) == splits
 
 
-@pytest.mark.parametrize(("count", "validation"), [(50, 5), (10, 10), (None, 0)])
+@pytest.mark.parametrize(("count", "validation"), [(10, 10), (None, 0), (50, 40)])
 def test_impossible_splits_are_refused(count, validation):
-    with pytest.raises(ValueError, match="there are 40"):
+    with pytest.raises(ValueError, match=rf"continuation\.validation is {validation}; there are 40"):
         split_prompts([f"Prompt {n}." for n in range(40)], count, validation)
+
+
+def test_a_file_may_have_fewer_prompts_than_are_asked_for():
+    splits = split_prompts([f"Prompt {n}." for n in range(40)], 1000, 5)
+    assert (len(splits["train"]), len(splits["validation"])) == (35, 5)
 
 
 def test_a_file_goes_through_tfds_once_and_an_edited_one_is_another_data_set(tmp_path):

@@ -58,6 +58,15 @@ def test_what_is_wrong_is_said(tmp_path):
         read_stories(tmp_path)
 
 
+def test_a_long_field_is_no_error_and_a_broken_file_is_named(tmp_path):
+    long = "She walked on. " * 10_000
+    write_csv(tmp_path / "a.csv", [("One.", long, "Three.", "Four.", "Five.")])
+    assert read_stories(tmp_path)[0][1] == long.strip()
+    (tmp_path / "a.csv").write_text(",".join(COLUMNS) + "\na,b,c,d\re,f\n")
+    with pytest.raises(ValueError, match=r"a\.csv"):
+        read_stories(tmp_path)
+
+
 def test_the_released_corpus(shared, tmp_path):
     splits = load_stories(shared / "data" / "rocstories", tmp_path)
     assert {split: len(found) for split, found in splits.items()} == {**SIZES, "finetune": 3803}

@@ -42,6 +42,13 @@ def test_a_line_that_is_none_is_named(tmp_path, bad):
         load(tmp_path, "test", tmp_path / "cache")
 
 
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path):
+    text = "a film\u2028in two lines , with a \x0c form feed"
+    row = json.dumps({"text": text, "label": 0, "label_text": "objective"}, ensure_ascii=False)
+    (tmp_path / "test.jsonl").write_text(f"{row}\n{line('second', 1)}\n", encoding="utf-8")
+    assert load(tmp_path, "test", tmp_path / "cache") == [(text, 0), ("second", 1)]
+
+
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train\.10\.jsonl.*Put the SUBJ files"):
         load(tmp_path, "train_10", tmp_path)

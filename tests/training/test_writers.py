@@ -68,6 +68,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_metrics_that_are_no_text_are_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, byte 12: not UTF-8"):
+        JsonlWriter(path).resume(2)
+
+
 def test_tensorboard_gets_scalars(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
