@@ -1,6 +1,28 @@
 """How a run may end other than by finishing: each of these is one line for the person who launched it."""
 
+import contextlib
 import re
+from collections.abc import Iterator
+
+
+class UserCodeError(ValueError):
+    """What a user's own config, function or task raised, or returned instead of what was asked for."""
+
+
+@contextlib.contextmanager
+def user_code(name: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever is raised inside is the user's fault, and is said to be that of `name`.
+
+    Args:
+        name: the user's file or function.
+        passed: what is raised as it is, being a message to the person at the terminal.
+    """
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{name} raised {type(error).__name__}: {error} (--debug shows where)") from error
 
 
 class TrainingDiverged(RuntimeError):

@@ -1,6 +1,6 @@
 """The command that trains: `python -m gfn_jax.launch --config=configs/arith.py[:preset]`.
 
-    --config.KEY=VALUE  changes one value of the config
+    --config.KEY=VALUE  changes one value of the config; None unsets it where it is optional
     --workdir=DIR       where the run writes, runs/CONFIG-PRESET by default; run again, it goes on from there
     --distributed       joins the other processes of a cluster; not needed where the environment names them
                         (SLURM, Open MPI, a TPU slice on Kubernetes, JAX_COORDINATOR_ADDRESS)
@@ -11,12 +11,14 @@ What is wrong with the command, its config or its data ends in one line `error: 
 goes wrong later, in one line and exit code 1. Ctrl-C and SIGTERM save; the exit code is 128 + the signal.
 """
 
+import importlib.machinery
 import logging
 import os
 import pathlib
 import re
 import shlex
 import sys
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,17 +29,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from gfn_jax.errors import TrainingStopped
+from gfn_jax.errors import TrainingStopped, user_code
 
 DEFAULT_PRESET = "tiny"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 # What a person can put right, phase by phase; anything else is a fault of ours and keeps its traceback.
 # ml_collections wraps the KeyError of a misspelt key in an AttributeError.
-PARSING = (flags.Error, ValueError, KeyError, TypeError, AttributeError, OSError, ImportError, SyntaxError)
-BUILDING = (ValueError, KeyError, TypeError, OSError, ImportError)
+PARSING = (flags.Error, ValueError, KeyError, AttributeError, OSError)
+BUILDING = (ValueError, OSError, ImportError)
 RUNNING = (ValueError, OSError, RuntimeError)
 
 
@@ -49,12 +51,11 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
         default_config: the config of a command that names none.
     """
     argv = list(sys.argv if argv is None else argv)
-    debug = os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0")
+    debug = debugging(argv)
     expected: tuple[type[Exception], ...] = PARSING
     code = USAGE
     try:
         values = parse(argv, default_config)
-        debug = debug or values.debug
         if values.help:
             print(f"{__doc__}\nFlags:\n{values.get_help()}")
             return 0
@@ -64,8 +65,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
 
             print(dry_run(values.config), flush=True)
             return 0
-        source = config_flags.get_config_filename(values["config"])
-        workdir = pathlib.Path(values.workdir or default_workdir(source))
+        workdir = pathlib.Path(values.workdir)
         set_up_logging(debug)
         if values.distributed or in_cluster(os.environ):
             join_cluster(os.environ)
@@ -90,6 +90,31 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
         return code
 
 
+def debugging(argv: list[str]) -> bool:
+    """Whether tracebacks are asked for; the flags themselves may be what is wrong, so they are not parsed for it."""
+    return os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0") or "--debug" in argv
+
+
+class Unsettable(flags.ArgumentParser):
+    """What another parser makes of a word, but `None` unsets the value."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self.parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None") else self.parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self.parser.flag_type()
+
+
+UNSETTABLE: dict[type, flags.ArgumentParser] = {
+    float: flags.FloatParser(),
+    int: flags.IntegerParser(),
+    str: flags.ArgumentParser(),
+}
+
+
 def parse(argv: list[str], default_config: str | None = None) -> flags.FlagValues:
     """The flags of a command line, the config's overrides applied and the config locked.
 
@@ -97,30 +122,78 @@ def parse(argv: list[str], default_config: str | None = None) -> flags.FlagValue
 
     Raises:
         flags.Error: an unknown flag, or a value of the wrong type.
-        ValueError: no config, or words that are no flag.
+        ValueError: no config or two, one that is none, or words that are no flag.
         KeyError, AttributeError: a config key that is not there.
         OSError: a config file that is not there.
     """
-    # Of two configs the last would count, but overrides would be looked up in the first.
-    named = any(re.match(r"--?config(=|$)", word) for word in argv[1:])
-    if default_config is not None and not named:
-        argv = [argv[0], f"--config={default_config}", *argv[1:]]
+    argv, source = split_config(argv)
+    source = source or default_config
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "FILE:preset", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "where the run writes", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the processes of a cluster", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "say what the run would take, and end", flag_values=values)
     flags.DEFINE_bool("debug", False, "show tracebacks", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    workdir = source and default_workdir(source)
+    flags.DEFINE_string("workdir", workdir, "where the run writes", flag_values=values)
+    if source is None:
+        flags.DEFINE_string("config", None, "FILE:preset", flag_values=values)
+    else:
+        for kind, parser in UNSETTABLE.items():
+            config_flags.register_flag_parser_for_type(kind, Unsettable(parser))
+        config = load_config(source)
+        config_flags.DEFINE_config_dict("config", config, "FILE:preset", flag_values=values, sys_argv=argv)
     words = values(argv)
     if values.help:
         return values
     if len(words) > 1:
         raise ValueError(f"{words[1]!r} is no flag; write --config=FILE:preset or --config.KEY=VALUE")
-    if values["config"].value is None:
+    if source is None:
         raise ValueError("no config; name one, for instance --config=configs/arith.py")
-    values.config.lock()  # locked already; but a file that is not there is said only when it is looked at
     return values
+
+
+def split_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The other words of a command line, and the FILE:preset that it names, if it does.
+
+    Raises:
+        ValueError: it names two, or an empty one.
+    """
+    words, named = [], []
+    rest = iter(argv)
+    for word in rest:
+        flag = re.match(r"--?config(=|$)", word)
+        if flag:
+            named.append(word[flag.end() :] if flag[1] else next(rest, ""))
+        else:
+            words.append(word)
+    if len(named) > 1:
+        raise ValueError(f"there are {len(named)} configs, {' and '.join(named)}; name one")
+    if named == [""]:
+        raise ValueError("--config names no file; write --config=FILE:preset")
+    return words, named[0] if named else None
+
+
+def load_config(source: str) -> ConfigDict:
+    """What `get_config` of FILE:preset returns, locked.
+
+    Raises:
+        OSError: no such file.
+        ValueError: the file fails, or gives no config; or what it says itself of its preset.
+    """
+    path, colon, preset = source.partition(":")
+    module = types.ModuleType("gfn_jax_config")
+    sys.modules[module.__name__] = module  # where dataclasses look for what they refer to
+    loader = importlib.machinery.SourceFileLoader(module.__name__, path)
+    loader.get_data(path)  # a file that cannot be read is no fault of what is in it
+    with user_code(path):
+        loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} is no config: it defines no get_config()")
+    with user_code(path, passed=(ValueError,)):  # an unknown preset
+        config = module.get_config(*[preset] * bool(colon))
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config of {path} must return an ml_collections.ConfigDict, not {type(config).__name__}")
+    return config.lock()
 
 
 def default_workdir(config: str) -> str:
@@ -134,8 +207,6 @@ def one_line(error: BaseException) -> str:
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if "Traceback (most recent call last)" in text:  # ml_collections quotes one when a config file raises
-        text = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
     key = re.match(r"'([^'\s]+)'(\s+Did you mean .*)?$", text, re.DOTALL)
     if key:
         text = f"unknown key {key[1]!r}.{key[2] or ''}"
