@@ -60,10 +60,10 @@ def demonstrations(task: Infilling, steps: int, batch: int, key: jax.Array, base
 def supervise(config: ConfigDict, task: Infilling, model, params) -> tuple[Lora, float]:
     """An adapter trained on the demonstrations, and the seconds it took."""
     key = jax.random.key(config.seed)
-    adapter = init_lora(jax.random.fold_in(key, 0), model, section(LoraConfig, config.lora))
+    adapter = init_lora(jax.random.fold_in(key, 0), model, section(LoraConfig, config, "lora"))
     batch = config.gflownet.queries * config.gflownet.samples
     corpus = demonstrations(task, config.steps, batch, jax.random.fold_in(key, 1), params)
-    optimizer = make_optimizer(section(OptimizerConfig, config.optimizer, total_steps=config.steps))
+    optimizer = make_optimizer(section(OptimizerConfig, config, "optimizer", total_steps=config.steps))
     step = jax.jit(make_language_model_step(LanguageModeling(model), optimizer), donate_argnums=0)
     state = ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter))
     start = time.perf_counter()

@@ -84,7 +84,7 @@ def supervised(config: ml_collections.ConfigDict, workdir: pathlib.Path, run: Ru
     query = dataclasses.replace(task.queries("train"), answer=answers)
     documents, loss_mask = joined_rows(query, [[[]]] * len(task.truth("train")))
     _, model = shape_of(config)
-    settings = section(EMConfig, config.em)
+    settings = section(EMConfig, config, "em")
     params = run.constants.params
     adapter = fit(config, settings, workdir / "supervised", model, params, documents, loss_mask)
     return evaluator.describe_direct(evaluator.direct(params, adapter, "test"), task.truth("test"))

@@ -25,22 +25,23 @@ from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
-from gfn_jax.sections import section
+from gfn_jax.sections import Count, Nonnegative, section
 from gfn_jax.tasks.stories import draw_stories
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import encode_after, stop_token, token_strings
 from gfn_jax.types import Query
 
-# 1. The config's section, as a frozen dataclass: a key that is misspelt or missing is an error.
+# 1. The config's section, as a frozen dataclass: a key that is misspelt or missing, and a value out of range, is an
+# error (`gfn_jax/sections.py`: Count is a whole number of at least 1).
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceConfig:
     """How many words are wanted, what a word too many or too few costs (nats), and the longest Z in tokens."""
 
-    words: int
-    penalty: float
-    max_length: int
+    words: Count
+    penalty: Nonnegative
+    max_length: Count
 
 
 # 2. The reward. A prefix's log R must be computed for all prefixes at once, under jit: [B, T].
@@ -127,8 +128,8 @@ class SentenceEvaluator:
 
     model: object
     task: Sentences
-    every: int
-    samples: int
+    every: Count
+    samples: Count
 
     best_metric = "exact"
 
@@ -170,9 +171,9 @@ class SentenceEvaluator:
 
 TASK = TaskEntry(
     task=lambda config, tokenizer, model: Sentences(
-        section(SentenceConfig, config.sentence), tokenizer, model.vocab_size
+        section(SentenceConfig, config, "sentence"), tokenizer, model.vocab_size
     ),
-    evaluator=lambda config, task, model: SentenceEvaluator(model, task, **config.evaluation),
+    evaluator=lambda config, task, model: section(SentenceEvaluator, config, "evaluation", model=model, task=task),
     stand_in="tiny-stories",
 )
 

@@ -19,7 +19,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
-from gfn_jax.sections import section
+from gfn_jax.sections import checked, section
 from gfn_jax.tasks.arithmetic import CHARACTERS, STOP
 from gfn_jax.text.tokens import allowed_ids, encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
@@ -49,8 +49,8 @@ def build_benchmark(config: ml_collections.ConfigDict) -> Parts:
     Raises:
         ValueError: a shape that does not fit together.
     """
-    model = section(ModelConfig, config.model, partial=True)
-    lora = section(LoraConfig, config.lora)
+    model = checked(ModelConfig, config.model, "model.", partial=True)
+    lora = section(LoraConfig, config, "lora")
     constraint, environment = _constraint(config)
     keys = iter(jax.random.split(jax.random.key(config.seed), 8))
     params = init_params(next(keys), model, jnp.dtype(config.dtype))

@@ -32,7 +32,7 @@ from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import resolve
-from gfn_jax.sections import described, section
+from gfn_jax.sections import Count, Natural, Nonnegative, checked, described, section, values_of
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -60,12 +60,16 @@ class EMConfig:
         learning_rate, warmup_steps: of an M-step; the rest of the optimizer is the GFlowNet's.
     """
 
-    rounds: int
-    samples: int
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup_steps: int
+    rounds: Natural
+    samples: Count
+    steps: Count
+    batch: Count
+    learning_rate: Nonnegative
+    warmup_steps: Natural
+
+    def __post_init__(self):
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be less than em.steps, {self.steps}")
 
 
 def build_em(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
@@ -74,13 +78,11 @@ def build_em(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: 
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
     """
-    settings = section(EMConfig, config.em)
-    if min(settings.rounds, settings.samples, settings.steps, settings.batch) < 1:
-        raise ValueError("em rounds, samples, steps and batch must each be at least 1")
+    settings = section(EMConfig, config, "em")
     if "reward_adapter" not in config[config.task]:
         raise ValueError(f"em.rounds is {settings.rounds}; the task {config.task!r} has no reward_adapter to learn")
     m_step_optimizer(config, settings)
-    meshes.check_rows(settings.batch, meshes.make_mesh(section(meshes.MeshConfig, config.mesh)), "value of em.batch")
+    meshes.check_rows(settings.batch, meshes.make_mesh(section(meshes.MeshConfig, config, "mesh")), "value of em.batch")
     facts = {"task": config.task, "method": "gflownet_em", "seed": config.seed, "command": command}
     first = build_gflownet(e_step_config(config, None), workdir / "e_step_1", command)
     for number in range(1, settings.rounds + 1):
@@ -115,10 +117,7 @@ def m_step_optimizer(config: ml_collections.ConfigDict, settings: EMConfig) -> O
         ValueError: a value out of range, in one line.
     """
     own = {"learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps}
-    try:
-        return section(OptimizerConfig, {**config.optimizer, **own}, total_steps=settings.steps)
-    except ValueError as error:
-        raise ValueError(f"em: {error}") from error
+    return checked(OptimizerConfig, {**values_of(config, "optimizer"), **own}, "em.", total_steps=settings.steps)
 
 
 def alternate(
@@ -176,7 +175,7 @@ def m_step(
     documents, loss_mask = joined_rows(constants.queries, samples)
     folder = m_step_folder(workdir, number)
     adapter = fit(config, settings, folder, model, constants.params, documents, loss_mask)
-    save_adapter(adapter_folder(workdir, number), model, section(LoraConfig, config.lora), adapter, model_type)
+    save_adapter(adapter_folder(workdir, number), model, section(LoraConfig, config, "lora"), adapter, model_type)
 
 
 def joined_rows(query: Query, samples: Sequence[Sequence[Sequence[int]]]) -> tuple[Tokens, Bool[np.ndarray, "R S"]]:
@@ -205,9 +204,9 @@ def fit(
     loss_mask: Bool[np.ndarray, "R S"],
 ) -> Lora:
     """Maximum likelihood of the marked tokens, as a run in `folder` that goes on from its checkpoints."""
-    lora = section(LoraConfig, config.lora)
+    lora = section(LoraConfig, config, "lora")
     key = jax.random.key(config.seed)
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.make_mesh(section(meshes.MeshConfig, config, "mesh"))
     optimizer = make_optimizer(m_step_optimizer(config, settings))
     order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), settings.batch, settings.steps)
     adapter = init_lora(jax.random.fold_in(key, ADAPTER), model, lora)

@@ -16,9 +16,10 @@ import optax
 from jaxtyping import Bool
 
 from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
-from gfn_jax.build_rewards import HostReward, RewardConfig, build_host_reward, build_reward
-from gfn_jax.build_tasks import entry_of
+from gfn_jax.algorithms.gflownet import Constants, GFlowNet
+from gfn_jax.build_rewards import HostReward, build_host_reward, build_reward
+from gfn_jax.build_sections import read_sections
+from gfn_jax.build_tasks import make_evaluator, make_task
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.models.checkpoint import load_model, read_config
@@ -26,18 +27,17 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.lora import LoraConfig
-from gfn_jax.models.quantize import check_kind
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards.posterior import check_positions
-from gfn_jax.sections import described, section
+from gfn_jax.sections import described
 from gfn_jax.tasks.task import SeededByBase, Task
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
-from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gfn_jax.training.optimizer import make_optimizer
 from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
 from gfn_jax.training.writers import make_writers
 from gfn_jax.types import Params, PyTree, Seeds, Tokens, Trajectory
@@ -56,14 +56,14 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
     """
-    check_kind(config.model.quantize)
+    sections = read_sections(config)
     digest = claim_workdir(workdir, described(config))
     folder = resolve(model_folder(config.model.path))
-    mesh = meshes.use_mesh(section(meshes.MeshConfig, config.mesh))
-    model_type, model, params = load_base(config, folder, mesh)
-    tokenizer = load_tokenizer(folder)
-    parts = gflownet_parts(config, model, tokenizer, mesh)
-    evaluator = entry_of(config.task).evaluator(config, parts.task, model)
+    mesh = meshes.use_mesh(sections.mesh)
+    model_type, model = read_config(folder)
+    parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
+    evaluator = make_evaluator(config, parts.task, model)
+    params = load_base(config, folder, mesh)  # last: it takes the longest, and anything else may be wrong
     constants, state = (place(tree, mesh) for tree in initial(config, parts, params))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
@@ -104,15 +104,12 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     )
 
 
-def load_base(
-    config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh
-) -> tuple[str, ModelConfig, Params]:
-    """The base of `config.model` on a mesh: its family, its shape and its weights."""
+def load_base(config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Params:
+    """The weights of `config.model` on a mesh."""
     dtype = jnp.dtype(config.model.dtype)
-    model_type, shape = read_config(folder)
+    _, shape = read_config(folder)
     abstract = jax.eval_shape(lambda key: init_params(key, shape, dtype), jax.random.key(0))
-    model, params = load_model(folder, dtype, meshes.shardings(abstract, mesh), config.model.quantize)
-    return model_type, model, params
+    return load_model(folder, dtype, meshes.shardings(abstract, mesh), config.model.quantize)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,31 +134,27 @@ def gflownet_parts(
     Raises:
         ValueError: what is wrong with a section, in one line.
     """
-    task = entry_of(config.task).task(config, tokenizer, model)
-    settings = section(GFlowNetConfig, config.gflownet)
+    sections = read_sections(config)
+    task = make_task(config, tokenizer, model)
+    settings = sections.gflownet
     copies = prompt_copies(settings, mesh)
     queries, constraint = task.queries("train"), task.constraint()
     if settings.queries > len(queries.example_id):
         raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
     check_tokenizer(tokenizer, queries.prompt)
     check_positions(model, queries, constraint.max_length)
-    objective = build_objective(config.objective, settings.samples)
-    check_first_tokens(objective, task)
-    lora = section(LoraConfig, config.lora)
-    reward = section(RewardConfig, config.reward)
+    check_first_tokens(sections.objective, task)
     algorithm = GFlowNet(
         model=model,
-        reward=build_reward(reward, task, model, tokenizer),
-        objective=objective,
+        reward=build_reward(sections.reward, task, model, tokenizer),
+        objective=sections.objective,
         config=settings,
-        dropout=lora.dropout,
-        remat=config.model.remat,
+        dropout=sections.lora.dropout,
+        remat=sections.model.remat,
         copies=copies,
     )
-    optimizer = make_optimizer(
-        section(OptimizerConfig, config.optimizer, total_steps=config.steps - settings.discovery_steps)
-    )
-    return Parts(task, lora, algorithm, optimizer, build_host_reward(reward, task, tokenizer))
+    host_reward = build_host_reward(sections.reward, task, tokenizer)
+    return Parts(task, sections.lora, algorithm, make_optimizer(sections.optimizer), host_reward)
 
 
 def prompt_copies(settings: GFlowNetConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
@@ -262,13 +255,6 @@ def check_seeds(task: Task, seeds: Seeds, accepted: Bool[np.ndarray, " B"]) -> N
     if len(refused) == len(accepted):
         raise ValueError(f"{count}: {reason}; ask for no seeds, or for some that may be written")
     _log.warning("%s: %s", count, reason)
-
-
-def build_objective(values: ml_collections.ConfigDict, samples: int) -> Objective:
-    """The objective; its terms are a mapping in a config (name: coefficient, 0 leaves a term out)."""
-    terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
-    rest = {name: value for name, value in values.items() if name != "terms"}
-    return section(Objective, rest, terms=terms, samples_per_query=samples)
 
 
 def check_tokenizer(tokenizer: Any, prompt: Tokens) -> None:

@@ -1,10 +1,11 @@
 """Next-token training: tiny bases from nothing, and existing models on texts, all their weights or an adapter."""
 
+import dataclasses
 import logging
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.evaluation.report import write_results
 from gfn_jax.models.adapters import export_merged, save_adapter
 from gfn_jax.models.checkpoint import load_model, read_config, save_model
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import read_json, resolve
-from gfn_jax.sections import described, section
+from gfn_jax.sections import Count, Positive, RunConfig, check, checked, described, section, values_of
 from gfn_jax.tasks.corpora import CorpusKind, corpus_kind
 from gfn_jax.tasks.texts import TextConfig, read_texts
 from gfn_jax.text.documents import document_rows
@@ -34,7 +35,6 @@ from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.writers import make_writers
 from gfn_jax.types import Params, PyTree, Tokens
 
-MODES = ("full", "lora")
 SPLITS = ("training text", "held-out text")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Streams of randomness: fold_in(key of the seed, STREAM).
@@ -42,19 +42,69 @@ WEIGHTS, ORDER, DROPOUT = range(3)
 _log = logging.getLogger("gfn_jax")
 
 
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig(RunConfig):
+    """What the config of a pretraining holds beside its sections.
+
+    Attributes:
+        corpus: a name in `tasks.corpora.CORPORA`.
+        batch: documents a step.
+        seq_length: tokens a document is cut at.
+    """
+
+    corpus: str
+    batch: Count
+    seq_length: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig(RunConfig):
+    """What the config of a fine-tuning holds beside its sections.
+
+    Attributes:
+        mode: what is trained: all weights, or an adapter.
+        epochs: over the documents.
+        steps: counts instead of the epochs where it is set.
+        batch: documents a step, in all micro-batches.
+        micro_batches: parts that a step is computed in.
+    """
+
+    mode: Literal["full", "lora"]
+    epochs: Positive
+    steps: Count | None
+    batch: Count
+    micro_batches: Count
+
+    def __post_init__(self):
+        if self.batch % self.micro_batches:
+            raise ValueError(f"batch is {self.batch}; it does not divide into {self.micro_batches} micro_batches")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerplexityConfig:
+    """When a fine-tuning measures itself on held-out text.
+
+    Attributes:
+        every: steps between two measurements.
+        batch: documents at once.
+    """
+
+    every: Count
+    batch: Count
+
+
 def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Training a tiny base model from nothing; it lies in WORKDIR/model at the end."""
+    section(PretrainingConfig, config)
     digest = claim_workdir(workdir, described(config))
     kind = corpus_kind(config.corpus)
     tokenizer = kind.build_tokenizer()
     phases, corpora = read_phases(config, kind)
     steps = sum(phase.steps for phase in phases)
-    optimizer = make_optimizer(section(OptimizerConfig, config.optimizer, total_steps=steps))
-    model = section(
-        ModelConfig,
-        {**config.model, "vocab_size": len(tokenizer), "rotary_dim": config.model.head_dim},
-        partial=True,
-    )
+    optimizer = make_optimizer(section(OptimizerConfig, config, "optimizer", total_steps=steps))
+    shape = dict(values_of(config, "model"))
+    shape |= {"vocab_size": len(tokenizer), "rotary_dim": shape.get("head_dim")}
+    model = checked(ModelConfig, shape, "model.", partial=True)
     key = jax.random.key(config.seed)
     params = init_params(jax.random.fold_in(key, WEIGHTS), model)
     documents = read_documents(kind, corpora, tokenizer)
@@ -84,11 +134,12 @@ def read_phases(config: ml_collections.ConfigDict, kind: CorpusKind) -> tuple[li
     """The phases in the order of their names, and what each one's documents are made of."""
     phases: list[Phase] = []
     corpora: list[Any] = []
-    for number, (_, values) in enumerate(sorted(config.phases.items())):
+    for number, (name, values) in enumerate(sorted(values_of(config, "phases").items())):
         fields = {name: value for name, value in values.items() if name != "steps"}
         fixed = {"seq_length": config.seq_length, "seed": 10 * config.seed + number}
-        corpora.append(section(kind.config, fields, partial=True, **fixed))
+        corpora.append(checked(kind.config, fields, f"phases.{name}.", partial=True, **fixed))
         first = phases[-1].end if phases else 0
+        check(Phase, {"steps": values.get("steps")}, f"phases.{name}.")
         phases.append(Phase(values.steps, first, first + corpora[-1].documents))
     return phases, corpora
 
@@ -104,15 +155,25 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
+def read_finetuning(config: ml_collections.ConfigDict) -> tuple[LoraConfig, TextConfig]:
+    """The adapter's and the texts' sections, all others having been checked too.
+
+    Raises:
+        ValueError: a value that is not as it must be, named `section.field`.
+    """
+    section(FinetuningConfig, config)
+    section(BaseModelConfig, config, "model", quantize="none")
+    section(PerplexityConfig, config, "evaluation")
+    return section(LoraConfig, config, "lora"), section(TextConfig, config, "data")
+
+
 def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Training an existing model, or an adapter beside it, on texts; WORKDIR/model is the result, adapter merged in."""
-    if config.mode not in MODES:
-        raise ValueError(f"mode {config.mode!r} is unknown; it is one of {', '.join(MODES)}")
+    lora, data = read_finetuning(config)
     digest = claim_workdir(workdir, described(config))
     folder = resolve(model_folder(config.model.path))
-    mesh = meshes.use_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.use_mesh(section(meshes.MeshConfig, config, "mesh"))
     _, model = read_config(folder)
-    data = section(TextConfig, config.data)
     if data.seq_length > model.max_positions:
         raise ValueError(f"data.seq_length is {data.seq_length}; the model has {model.max_positions} positions")
     tokenizer = load_tokenizer(folder)
@@ -121,8 +182,7 @@ def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     if largest >= model.vocab_size:
         raise ValueError(f"the tokenizer writes token {largest}; the model has {model.vocab_size}: they do not belong")
     steps = config.steps or math.ceil(config.epochs * len(train.ids) / config.batch)
-    optimizer = make_optimizer(section(OptimizerConfig, config.optimizer, total_steps=steps))
-    lora = section(LoraConfig, config.lora)
+    optimizer = make_optimizer(section(OptimizerConfig, config, "optimizer", total_steps=steps))
     algorithm = finetuning_algorithm(config, model, lora, mesh)
     trainable, base = initial_weights(config, folder, lora, mesh)
     key = jax.random.key(config.seed)
@@ -181,8 +241,6 @@ def finetuning_algorithm(
     config: ml_collections.ConfigDict, model: ModelConfig, lora: LoraConfig, mesh: jax.sharding.Mesh
 ) -> LanguageModeling:
     """The algorithm, once the batch is known to divide as it must."""
-    if config.batch % config.micro_batches:
-        raise ValueError(f"a batch of {config.batch} does not divide into {config.micro_batches} micro_batches")
     meshes.check_rows(config.batch // config.micro_batches, mesh, "micro-batch of documents")
     meshes.check_rows(config.evaluation.batch, mesh, "evaluation batch")
     return LanguageModeling(

@@ -10,19 +10,20 @@ between the step's two halves.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from gfn_jax.errors import UserCodeError, user_code
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.rewards.automaton import AutomatonReward, word_reward
 from gfn_jax.rewards.compose import Product, Rearranged, context_last, without_context
 from gfn_jax.rewards.posterior import PosteriorReward, check_positions
-from gfn_jax.sections import imported
+from gfn_jax.sections import LARGEST_FLOAT, Nonnegative, Range, imported
 from gfn_jax.tasks.task import Task
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import token_strings
@@ -31,6 +32,7 @@ from gfn_jax.types import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+Exponent = Annotated[float, Range(-100, 100)]
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -49,12 +51,12 @@ class RewardConfig:
         function: "package.module:name" of a function (prompts, completions) -> log-factors in nats, on the host.
     """
 
-    task: float
-    unconditional: float
-    reverse: float
+    task: Exponent
+    unconditional: Exponent
+    reverse: Exponent
     required: tuple[str, ...]
     forbidden: tuple[str, ...]
-    penalty: float
+    penalty: Nonnegative
     automaton: str | None
     function: str | None
 
@@ -82,14 +84,37 @@ def build_reward(config: RewardConfig, task: Task, model: ModelConfig, tokenizer
         strings = _strings(tokenizer, model)
         factors.append((1.0, word_reward(strings, config.required, config.forbidden, config.penalty)))
     if config.automaton is not None:
-        following, value = imported(config.automaton)(_strings(tokenizer, model))
-        factors.append((1.0, AutomatonReward(np.asarray(following), np.asarray(value))))
+        factors.append((1.0, build_automaton(config.automaton, _strings(tokenizer, model))))
     if not factors:
         raise ValueError("the config's reward has no factor: every exponent is 0 and there is no constraint")
     if [weight for weight, _ in factors] == [1.0]:
         return factors[0][1]
     weights, rewards = zip(*factors, strict=True)
     return Product(rewards, weights)
+
+
+def build_automaton(path: str, strings: Sequence[str]) -> AutomatonReward:
+    """The automaton that a user's function makes for the tokens' texts.
+
+    Raises:
+        ValueError: the function cannot be imported, raises, or returns something else.
+    """
+    function, name = imported(path), f"reward.automaton {path}"
+    with user_code(name):
+        made = function(strings)
+    try:
+        following, value = (np.asarray(table) for table in made)
+        right = following.dtype.kind in "iu" and value.ndim == 1 and bool(np.isfinite(value).all())
+    except (TypeError, ValueError):
+        right = False
+    if not right or following.shape != (len(value), len(strings)):
+        raise UserCodeError(
+            f"{name} must return (following, value): whole numbers [states, {len(strings)}] and finite numbers [states]"
+        )
+    try:
+        return AutomatonReward(following, value)
+    except ValueError as error:
+        raise UserCodeError(f"{name}: {error}") from error
 
 
 def _strings(tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> list[str]:
@@ -105,32 +130,44 @@ class HostReward:
         function: (prompts, completions) -> log-factors in nats.
         prompts: X of every training query, as text.
         decode: tokens of Z -> text.
+        name: what the function is called in messages.
     """
 
     function: RewardFunction
     prompts: Sequence[str]
     decode: Callable[[list[int]], str]
+    name: str = "reward.function"
 
     def __call__(self, example_id: Int[np.ndarray, " B"], rollout: Rollout) -> Float[np.ndarray, "B T"]:
         """Nats for every prefix that may be a completion, 0 elsewhere; equal texts are asked about once.
 
         Raises:
-            ValueError: the function returns something else than one finite number a completion.
+            ValueError: the function raises, or returns something else than one finite number a completion.
         """
         completion, states = np.asarray(rollout.completion), np.asarray(rollout.state_mask)
         where = np.argwhere(states)
+        out = np.zeros(states.shape, np.float32)
+        if not len(where):  # a tool may be writing in all of them
+            return out
         texts = [(self.prompts[example_id[b]], self.decode(completion[b, :t].tolist())) for b, t in where]
         distinct = list(dict.fromkeys(texts))
-        values = np.asarray(self.function(*map(list, zip(*distinct, strict=True))), np.float64)
-        if values.shape != (len(distinct),) or not np.isfinite(values).all():
-            raise ValueError(
-                f"reward.function must return {len(distinct)} finite numbers, one a completion; "
-                f"it returned shape {values.shape}, {int((~np.isfinite(values)).sum())} of them not finite"
-            )
-        value_of = dict(zip(distinct, values, strict=True))
-        out = np.zeros(states.shape, np.float32)
+        with user_code(self.name):
+            answered = self.function(*map(list, zip(*distinct, strict=True)))
+        value_of = dict(zip(distinct, self._numbers(answered, len(distinct)), strict=True))
         out[tuple(where.T)] = [value_of[text] for text in texts]
         return out
+
+    def _numbers(self, answered: Any, count: int) -> Float[np.ndarray, " count"]:
+        try:
+            values = np.asarray(answered, np.float64)
+        except (TypeError, ValueError):
+            values = np.zeros(())
+        if values.shape != (count,) or not (np.abs(values) <= LARGEST_FLOAT).all():
+            found = "some that are not finite" if values.shape == (count,) else f"{answered!r:.60}"
+            raise UserCodeError(
+                f"{self.name} must return {count} finite numbers, one a completion, in nats; it returned {found}"
+            )
+        return values
 
 
 def build_host_reward(config: RewardConfig, task: Task, tokenizer: "PreTrainedTokenizerFast") -> HostReward | None:
@@ -146,4 +183,5 @@ def build_host_reward(config: RewardConfig, task: Task, tokenizer: "PreTrainedTo
     context = task.queries("train").context
     ids, mask = np.asarray(context.ids), np.asarray(context.mask)
     prompts = [str(tokenizer.decode(row[real])) for row, real in zip(ids, mask, strict=True)]
-    return HostReward(imported(config.function), prompts, task.decode)
+    name = f"reward.function {config.function}"
+    return HostReward(imported(config.function), prompts, task.decode, name)

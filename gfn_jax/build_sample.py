@@ -16,14 +16,14 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfn_jax.environments import Calculator, NoTool
+from gfn_jax.environments import LARGEST_BOUND, Calculator, NoTool
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.adapters import CONFIG, load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
@@ -36,6 +36,7 @@ from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.policy.score import score
 from gfn_jax.rewards import PosteriorReward
+from gfn_jax.sections import Count, Natural, Range, SamplingTemperature, Seed, check
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.text.joining import Bos, decode_after, encode_answer, encode_prompt, joining_difference
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -60,19 +61,19 @@ class Settings:
     model: str
     prompts: tuple[str, ...]
     adapter: str | None = None
-    samples: int = 1
-    temperature: float = 1.0
-    min_length: int = 0
-    max_length: int = 32
+    samples: Count = 1
+    temperature: SamplingTemperature = 1.0
+    min_length: Natural = 0
+    max_length: Count = 32
     stop: str | None = None
     characters: str | None = None
     calculator: bool = False
-    max_abs_value: int | None = None
+    max_abs_value: Annotated[int, Range(1, LARGEST_BOUND)] | None = None
     answer: str | None = None
     context: str | None = None
-    batch: int = 8
-    seed: int = 0
-    dtype: str = "float32"
+    batch: Count = 8
+    seed: Seed = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bos: Bos = "auto"
     quantize: Kind = "none"
     data: int = -1
@@ -82,8 +83,7 @@ class Settings:
     def __post_init__(self):
         if not self.prompts:
             raise ValueError("no prompt; write --prompt=TEXT, or --prompts=FILE with one a line")
-        if min(self.samples, self.batch) < 1 or self.temperature < 0:
-            raise ValueError("samples and batch must be at least 1, and the temperature at least 0")
+        check(Settings, vars(self), "--")
 
 
 @dataclasses.dataclass(frozen=True)

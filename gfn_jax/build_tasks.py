@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
+from gfn_jax.errors import user_code
 from gfn_jax.evaluation.arithmetic import ArithmeticEvaluator, EvaluationConfig
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
@@ -21,6 +22,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.sections import imported, section
 from gfn_jax.tasks.arithmetic import Arithmetic, ArithmeticConfig
+from gfn_jax.tasks.checking import check_task
 from gfn_jax.tasks.continuation import Continuation, ContinuationConfig
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
@@ -51,7 +53,7 @@ def arithmetic(
     config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig
 ) -> Arithmetic:
     """Chains of calculator calls."""
-    return Arithmetic(section(ArithmeticConfig, config.arithmetic), tokenizer, model.vocab_size)
+    return Arithmetic(section(ArithmeticConfig, config, "arithmetic"), tokenizer, model.vocab_size)
 
 
 def arithmetic_evaluator(
@@ -62,32 +64,34 @@ def arithmetic_evaluator(
     if task.config.data_dir is not None:
         test |= {f"accuracy_{k}_decontaminated": f"test_{k}_decontaminated" for k in (3, 4, 5)}
     validation = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
-    return ArithmeticEvaluator(model, task, section(EvaluationConfig, config.evaluation), validation, test)
+    settings = section(EvaluationConfig, config, "evaluation")
+    check_shots(settings.shots, len(task.splits["context"]), "the demonstrations of arithmetic.reward_shots")
+    return ArithmeticEvaluator(model, task, settings, validation, test)
 
 
 def continuation(
     config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig
 ) -> Continuation:
     """The next sentence."""
-    return Continuation(section(ContinuationConfig, config.continuation), tokenizer, model.vocab_size)
+    return Continuation(section(ContinuationConfig, config, "continuation"), tokenizer, model.vocab_size)
 
 
 def continuation_evaluator(
     config: ml_collections.ConfigDict, task: Continuation, model: ModelConfig
 ) -> ContinuationEvaluator:
     """Likelihood and diversity beside the base's other samplers."""
-    settings = section(ContinuationEvaluationConfig, config.evaluation)
+    settings = section(ContinuationEvaluationConfig, config, "evaluation")
     return ContinuationEvaluator(model, task, settings, config.gflownet.reward_temperature_end)
 
 
 def infilling(config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> Infilling:
     """The fourth sentence of a story."""
-    return Infilling(section(InfillingConfig, config.infilling), tokenizer, model.vocab_size)
+    return Infilling(section(InfillingConfig, config, "infilling"), tokenizer, model.vocab_size)
 
 
 def infilling_evaluator(config: ml_collections.ConfigDict, task: Infilling, model: ModelConfig) -> InfillingEvaluator:
     """The exact posterior of generated stories, text metrics and a judge for all."""
-    settings = section(InfillingEvaluationConfig, config.evaluation)
+    settings = section(InfillingEvaluationConfig, config, "evaluation")
     return InfillingEvaluator(model, task, settings, config.gflownet.reward_temperature_end)
 
 
@@ -95,7 +99,7 @@ def subjectivity(
     config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig
 ) -> Subjectivity:
     """Reasons for a label; the reward model is the base, or the base with the last M-step's adapter."""
-    settings = section(SubjectivityConfig, config.subjectivity)
+    settings = section(SubjectivityConfig, config, "subjectivity")
     if settings.reward_adapter is None:
         return Subjectivity(settings, tokenizer, model.vocab_size)
     model_type, _ = read_config(resolve(model_folder(config.model.path)))
@@ -107,21 +111,29 @@ def subjectivity_evaluator(
     config: ml_collections.ConfigDict, task: Subjectivity, model: ModelConfig
 ) -> SubjectivityEvaluator:
     """Votes of rationales."""
-    return SubjectivityEvaluator(model, task, section(SubjectivityEvaluationConfig, config.evaluation))
+    settings = section(SubjectivityEvaluationConfig, config, "evaluation")
+    check_shots(settings.shots, len(task.splits["train"]), "subjectivity.labels")
+    return SubjectivityEvaluator(model, task, settings)
+
+
+def check_shots(shots: int, there: int, what: str) -> None:
+    """Raises ValueError where the few-shot baseline would have fewer examples in its prompt than its name says."""
+    if shots > there:
+        raise ValueError(f"evaluation.shots is {shots}; there are {there} examples for a prompt, {what}")
 
 
 def random_numbers(
     config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig
 ) -> RandomNumbers:
     """Integers from a given distribution."""
-    return RandomNumbers(section(RandomNumbersConfig, config.random_numbers), tokenizer, model.vocab_size)
+    return RandomNumbers(section(RandomNumbersConfig, config, "random_numbers"), tokenizer, model.vocab_size)
 
 
 def random_numbers_evaluator(
     config: ml_collections.ConfigDict, task: RandomNumbers, model: ModelConfig
 ) -> RandomNumbersEvaluator:
     """Exact distances to the distribution."""
-    return RandomNumbersEvaluator(model, task, section(RandomNumbersEvaluationConfig, config.evaluation))
+    return RandomNumbersEvaluator(model, task, section(RandomNumbersEvaluationConfig, config, "evaluation"))
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -147,3 +159,34 @@ def entry_of(name: str) -> TaskEntry:
     if not isinstance(entry, TaskEntry):
         raise ValueError(f"{name} must be a gfn_jax.build_tasks.TaskEntry, not {type(entry).__name__}")
     return entry
+
+
+def make_task(config: ml_collections.ConfigDict, tokenizer: "PreTrainedTokenizerFast", model: ModelConfig) -> Task:
+    """The config's task; a user's own is asked at once for all that a run needs of it.
+
+    Raises:
+        ValueError: what is wrong with its section or, of a user's own, with its code.
+    """
+    entry = entry_of(config.task)
+    if config.task in TASKS:
+        return entry.task(config, tokenizer, model)
+    name = f"task {config.task}"
+    with user_code(name, passed=(ValueError, OSError)):  # what it says of its section and files
+        task = entry.task(config, tokenizer, model)
+    check_task(name, task, model)
+    return task
+
+
+def make_evaluator(config: ml_collections.ConfigDict, task: Task, model: ModelConfig) -> Evaluator:
+    """The evaluator of the config's task.
+
+    Raises:
+        ValueError: what is wrong with its section or, of a user's own, with its code.
+    """
+    entry = entry_of(config.task)
+    if config.task in TASKS:
+        return entry.evaluator(config, task, model)
+    with user_code(
+        f"the evaluator of task {config.task}", passed=(ValueError, OSError)
+    ):  # what it says of its section and files
+        return entry.evaluator(config, task, model)

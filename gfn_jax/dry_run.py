@@ -28,6 +28,7 @@ from jax.extend.core import Literal
 
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet
 from gfn_jax.build_gflownet import gflownet_parts, initial
+from gfn_jax.build_sections import read_sections
 from gfn_jax.build_tasks import entry_of
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
@@ -35,10 +36,9 @@ from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.families import read_settings
 from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
 from gfn_jax.models.lora import LoraConfig
-from gfn_jax.models.quantize import check_kind, quantize_params
+from gfn_jax.models.quantize import quantize_params
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.rewards.posterior import Context
-from gfn_jax.sections import section
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
@@ -118,11 +118,11 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
+    sections = read_sections(config)
     entry = entry_of(config.task)
-    check_kind(config.model.quantize)
     model, tokenizer = describe_model(config.model.path)
     dtype = jnp.dtype(config.model.dtype)
-    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.abstract_mesh(sections.mesh)
     shipped = tokenizer or load_tokenizer(model_folder(entry.stand_in))
     parts = gflownet_parts(config, model, shipped, mesh)
     floats = jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))

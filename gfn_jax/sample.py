@@ -18,7 +18,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
+from gfn_jax.files import read_lines, read_text
 from gfn_jax.launch import BUILDING, FAILED, INTERRUPTED, PARSING, RUNNING, USAGE, one_line
 
 TEXT = {
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         from gfn_jax.build_sample import Settings, sample  # jax and all: only once the flags are known to be right
 
         names = {field.name for field in dataclasses.fields(Settings)} - {"prompts", "context"}
-        context = None if values.context is None else pathlib.Path(values.context).read_text()
+        context = None if values.context is None else read_text(values.context)
         chosen: dict[str, Any] = {name: values[name].value for name in names}
         settings = Settings(prompts=prompts, context=context, **chosen)
         with notes():
@@ -143,7 +143,7 @@ def notes() -> Iterator[None]:
 
 def read_prompts(given: list[str], file: str | None) -> tuple[str, ...]:
     """The prompts of the command line, then those of the file; its empty lines are none."""
-    lines = [] if file is None else pathlib.Path(file).read_text().splitlines()
+    lines = [] if file is None else read_lines(file)
     prompts = (*given, *(line for line in lines if line))
     if not prompts:
         raise ValueError("no prompt; write --prompt=TEXT, or --prompts=FILE with one a line")

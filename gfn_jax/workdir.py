@@ -38,8 +38,8 @@ class SavedRun:
 
     @property
     def task(self) -> dict[str, Any]:
-        """The task's own section of the configuration."""
-        return self.config[self.config["task"]]
+        """The task's own section of the configuration; nothing where the task is a user's own, which may have any."""
+        return self.config.get(self.config["task"], {})
 
     @property
     def digest(self) -> str:
@@ -49,7 +49,7 @@ class SavedRun:
     @property
     def lora(self) -> LoraConfig:
         """The adapter's settings."""
-        return section(LoraConfig, self.config["lora"])
+        return section(LoraConfig, self.config, "lora")
 
     def choose(self, wanted: str) -> int:
         """The saved step that `newest`, `best` (by validation; of equals the newest) or a number names.

@@ -46,7 +46,7 @@ def test_an_e_step_is_a_plain_run_with_the_rounds_reward_model(tmp_path):
 
 
 def test_what_cannot_be_is_refused_before_anything_is_computed(tmp_path):
-    with pytest.raises(ValueError, match="em rounds"):
+    with pytest.raises(ValueError, match=r"em\.steps is 0"):
         build_em(config_of("--config.em.steps=0"), tmp_path)
     arithmetic = parse(["launch", "--config=configs/arith.py"]).config.unlock()
     arithmetic.em = config_of().em

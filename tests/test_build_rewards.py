@@ -15,6 +15,7 @@ from gfn_jax.build import build
 from gfn_jax.build_gflownet import gflownet_parts
 from gfn_jax.build_rewards import HostReward, RewardConfig, build_reward
 from gfn_jax.build_tasks import arithmetic
+from gfn_jax.errors import UserCodeError
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward, Product
@@ -145,13 +146,32 @@ def test_the_host_asks_once_a_text_and_only_where_z_may_end(world):
     assert asked[int(out[1, t]) - 1] == ("second", task.decode(ids[1, :t].tolist()))
 
 
-@pytest.mark.parametrize("value", [[1.0], [float("nan")] * 2, [[0.0, 0.0]]])
+@pytest.mark.parametrize(
+    "value", [[1.0], [float("nan")] * 2, [0.0, float("-inf")], [[0.0, 0.0]], None, ["a", "b"], {"a": 1}, [1e300, 0.0]]
+)
 def test_a_function_that_answers_nonsense_is_refused(value, world):
     task, _, _ = world
     rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
     rollout = dataclasses.replace(rollout, state_mask=jnp.asarray([[True, True, False]]))
     with pytest.raises(ValueError, match="2 finite numbers"):
         HostReward(lambda prompts, texts: value, ["X"], task.decode)(np.zeros(1, int), rollout)
+
+
+def test_a_function_that_raises_is_named(world):
+    task, _, _ = world
+    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
+    rollout = dataclasses.replace(rollout, state_mask=jnp.asarray([[True, True, False]]))
+    reward = HostReward(lambda prompts, texts: {}["x"], ["X"], task.decode, "reward.function mine:f")
+    with pytest.raises(UserCodeError, match=r"reward\.function mine:f raised KeyError: 'x' \(--debug"):
+        reward(np.zeros(1, int), rollout)
+
+
+def test_a_function_is_not_asked_where_no_state_may_stop(world):
+    task, _, _ = world
+    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
+    rollout = dataclasses.replace(rollout, state_mask=jnp.zeros((1, 3), bool))
+    out = HostReward(lambda prompts, texts: 1 / 0, ["X"], task.decode)(np.zeros(1, int), rollout)
+    np.testing.assert_array_equal(out, np.zeros((1, 3)))
 
 
 @pytest.mark.slow

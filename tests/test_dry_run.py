@@ -41,7 +41,7 @@ def test_bytes_are_those_of_the_arrays_themselves(kind):
     folder = model_folder("tiny-arithmetic")
     model, params = load_model(folder)
     params = quantize_params(params, kind)
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config.mesh), jax.devices()[:1])
+    mesh = meshes.make_mesh(section(meshes.MeshConfig, config, "mesh"), jax.devices()[:1])
     parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
     constants, state = initial(config, parts, params)
     assert place(constants.params, mesh)["layers"].keys() == params["layers"].keys()
@@ -97,7 +97,7 @@ def test_remat_keeps_less():
     """What the backward pass is left with, with and without: depth counts only without."""
     config = config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6")
     model, tokenizer = dry_run.describe_model(config.model.path)
-    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config.mesh))
+    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config, "mesh"))
     parts = gflownet_parts(config, model, tokenizer, mesh)
     algorithm = parts.algorithm
     params = load_model(model_folder("tiny-arithmetic"))[1]

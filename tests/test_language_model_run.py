@@ -146,8 +146,8 @@ def test_steps_count_instead_of_epochs(pretrained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "half"}, "mode 'half' is unknown"),
-        ({"micro_batches": 3}, "a batch of 4 does not divide into 3"),
+        ({"mode": "half"}, "mode is 'half'; it must be one of full, lora"),
+        ({"micro_batches": 3}, "batch is 4; it does not divide into 3"),
         ({"data": {"path": "absent.txt"}}, r"absent\.txt"),
         ({"data": {"seq_length": 100}}, r"data\.seq_length is 100; the model has 64 positions"),
         ({"model": {"path": "./absent"}}, "there is no folder"),

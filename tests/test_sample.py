@@ -202,7 +202,14 @@ def test_how_far_the_calculator_reckons(shared, caplog):
     words, english = build_tokenizer(), load_tokenizer(shared / "models/stories260k")
     run = SavedRun(pathlib.Path("runs/x"), {"task": "arithmetic", "arithmetic": {"max_abs_value": 37}}, (1,))
     other = SavedRun(pathlib.Path("runs/x"), {"task": "infilling", "infilling": {}}, (1,))
-    cases = [(words, None, None, 60), (words, other, None, 60), (words, run, None, 37), (words, run, 50, 50)]
+    own = SavedRun(pathlib.Path("runs/x"), {"task": "configs.own_task:TASK", "sentence": {}}, (1,))
+    cases = [
+        (words, None, None, 60),
+        (words, other, None, 60),
+        (words, own, None, 60),
+        (words, run, None, 37),
+        (words, run, 50, 50),
+    ]
     for tokenizer, adapter, asked, bound in [*cases, (english, None, None, 99)]:
         caplog.clear()
         settings = build_sample.Settings("", ("1",), calculator=True, stop="<unk>", max_abs_value=asked)
@@ -252,6 +259,14 @@ def test_several_devices_draw_what_one_draws(capsys, folders):
     [
         (["--model=tiny-arithmetic"], "no prompt; write --prompt=TEXT.*"),
         (["--prompt=a"], "no model; name a folder.*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--temperature=nan"], "--temperature is nan; it must be .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--temperature=1e-30"], "--temperature is 1e-30; .* from 0.001 .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--temperature=-1"], "--temperature is -1.0; .* or 0"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--samples=0"], "--samples is 0; .* at least 1"),
+        (["--model=tiny-arithmetic", "--prompt=1", f"--seed={2**70}"], f"--seed is {2**70}; .*"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--dtype=int8"], "--dtype is 'int8'; .* float32, bfloat16, float16"),
+        (["--model=tiny-arithmetic", "--prompts=LATIN"], "LATIN, byte 3: not UTF-8 text"),
+        (["--model=tiny-arithmetic", "--prompt=1", "--context=LATIN"], "LATIN, byte 3: not UTF-8 text"),
         (["--model=/absent/model", "--prompt=a"], "there is no folder /absent/model"),
         (["--model=tiny-arithmetic", "--prompt=1", "--adapter=/absent/a"], "there is no folder /absent/a"),
         (["--model=tiny-arithmetic", "--prompt=1", "--adapter=EMPTY"], "EMPTY is no adapter: .*"),
@@ -273,7 +288,8 @@ def test_what_is_wrong_is_one_line(capsys, tmp_path, arguments, line):
         shutil.copytree(model_folder("tiny-arithmetic"), tmp_path / "NOCALL")
         file = tmp_path / "NOCALL" / "tokenizer.json"
         file.write_text(file.read_text().replace('="', '~"'))
-    arguments = [re.sub("EMPTY|NOCALL", lambda m: str(tmp_path / m[0]), word) for word in arguments]
+    (tmp_path / "LATIN").write_bytes(b"caf\xe9")
+    arguments = [re.sub("EMPTY|NOCALL|LATIN", lambda m: str(tmp_path / m[0]), word) for word in arguments]
     assert sample.main(["sample", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -21,6 +21,7 @@ from gfn_jax.objectives.mixture import Objective
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.policy.score import score
+from gfn_jax.sections import Count, Natural, Positive, Share, Temperature
 from gfn_jax.types import Params, PyTree, Query, Trajectory, Weighted
 
 # Streams of randomness within a step: fold_in(fold_in(root, step), STREAM), then a micro-batch's number.
@@ -48,37 +49,36 @@ class GFlowNetConfig:
         log_z_rate: learning rate of TB's log Z, as a multiple of the adapter's.
     """
 
-    queries: int
-    samples: int
-    replay_samples: int = 0
-    micro_batches: int = 1
-    tempered: float = 0.0
-    temperature_low: float = 0.5
-    temperature_high: float = 2.0
-    exploring: float = 0.0
-    uniform_mix: float = 0.0
-    buffer_capacity: int = 50
-    buffer_tolerance: float = 0.25
+    queries: Count
+    samples: Count
+    replay_samples: Natural = 0
+    micro_batches: Count = 1
+    tempered: Share = 0.0
+    temperature_low: Temperature = 0.5
+    temperature_high: Temperature = 2.0
+    exploring: Share = 0.0
+    uniform_mix: Share = 0.0
+    buffer_capacity: Count = 50
+    buffer_tolerance: Share = 0.25
     replay_mode: Literal["uniform", "reward"] = "reward"
-    discovery_steps: int = 0
-    reward_temperature_start: float = 1.0
-    reward_temperature_end: float = 1.0
-    reward_temperature_steps: int = 1
-    log_z_rate: float = 100.0
+    discovery_steps: Natural = 0
+    reward_temperature_start: Temperature = 1.0
+    reward_temperature_end: Temperature = 1.0
+    reward_temperature_steps: Natural = 1
+    log_z_rate: Positive = 100.0
 
     def __post_init__(self):
         if self.queries % self.micro_batches:
-            raise ValueError(f"queries ({self.queries}) do not divide into {self.micro_batches} micro_batches")
+            raise ValueError(f"queries is {self.queries}; they do not divide into {self.micro_batches} micro_batches")
         if not 0 <= self.replay_samples < self.samples:
-            raise ValueError(f"replay_samples ({self.replay_samples}) must be in 0..samples-1 ({self.samples - 1})")
+            raise ValueError(f"replay_samples is {self.replay_samples}; it must be less than samples, {self.samples}")
         if self.tempered + self.exploring > 1:
-            raise ValueError(f"tempered + exploring is {self.tempered + self.exploring}, more than 1")
-        if not 0 < self.temperature_low <= self.temperature_high:
+            raise ValueError(f"tempered + exploring is {self.tempered + self.exploring}; it must be at most 1")
+        if self.temperature_low > self.temperature_high:
             raise ValueError(
-                f"behaviour temperatures need 0 < low <= high, not {self.temperature_low} and {self.temperature_high}"
+                f"temperature_low is {self.temperature_low}; it must be at most temperature_high, "
+                f"{self.temperature_high}"
             )
-        if min(self.reward_temperature_start, self.reward_temperature_end) <= 0:
-            raise ValueError("reward temperatures must be positive")
 
     @property
     def fresh_samples(self) -> int:

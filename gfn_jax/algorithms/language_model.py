@@ -22,6 +22,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
 from gfn_jax.objectives.likelihood import next_token
+from gfn_jax.sections import Count
 from gfn_jax.types import Params, Tokens, Weighted
 
 
@@ -34,7 +35,7 @@ class Phase:
         first, end: the documents drawn from are [first, end).
     """
 
-    steps: int
+    steps: Count
     first: int
     end: int
 

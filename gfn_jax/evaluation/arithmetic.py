@@ -15,6 +15,7 @@ from gfn_jax.interfaces import Environment
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
+from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
 from gfn_jax.types import Params, Query
 
 
@@ -33,19 +34,14 @@ class EvaluationConfig:
         seed: of the samples.
     """
 
-    every: int
-    questions: int
-    samples: int
-    temperature: float
-    batch: int
-    test_questions: int
-    shots: int
-    seed: int
-
-    def __post_init__(self):
-        for name in ("every", "questions", "samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation {name} must be at least 1, not {getattr(self, name)}")
+    every: Count
+    questions: Count
+    samples: Count
+    temperature: SamplingTemperature
+    batch: Count
+    test_questions: Natural
+    shots: Natural
+    seed: Seed
 
 
 class Answered(Graded, Protocol):

@@ -12,7 +12,7 @@ which is 0 exactly where q is proportional to p^(1/T).
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from gfn_jax.policy.score import score
 from gfn_jax.policy.search import Beam, Nucleus, search
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.sections import Count, Natural, Nonnegative, Range, Seed, Temperature
 from gfn_jax.types import Params, Query, Tokens
 
 Samples = list[list[list[int]]]
@@ -43,7 +44,7 @@ class ContinuationEvaluationConfig:
     Attributes:
         every: steps between two validations.
         prompts: validation prompts then; 0 for all, as at the end.
-        samples: N, sentences a prompt.
+        samples: N, sentences a prompt; diversity needs two.
         batch: prompts at once.
         seed: of the samples.
         temperatures: of the tempered baselines; 1 is ancestral sampling.
@@ -54,25 +55,21 @@ class ContinuationEvaluationConfig:
         encoder: folder of a sentence encoder; None for the base's hidden states.
     """
 
-    every: int
-    prompts: int
-    samples: int
-    batch: int
-    seed: int
-    temperatures: tuple[float, ...]
-    nucleus: tuple[float, ...]
+    every: Count
+    prompts: Natural
+    samples: Annotated[int, Range(2, 10_000)]
+    batch: Count
+    seed: Seed
+    temperatures: tuple[Temperature, ...]
+    nucleus: tuple[Annotated[float, Range(0, 1, above=True)], ...]
     beams: bool
-    diverse_groups: int
-    diverse_penalty: float
+    diverse_groups: Natural
+    diverse_penalty: Nonnegative
     encoder: str | None
 
     def __post_init__(self):
-        if min(self.every, self.batch) < 1 or self.samples < 2 or self.prompts < 0:
-            raise ValueError("evaluation needs every >= 1, batch >= 1, samples >= 2 (diversity) and prompts >= 0")
-        if any(not 0 < top_p <= 1 for top_p in self.nucleus) or min(self.temperatures, default=1) <= 0:
-            raise ValueError("evaluation.nucleus must lie in (0, 1], evaluation.temperatures be positive")
-        if self.beams and (self.diverse_groups < 1 or self.samples % self.diverse_groups):
-            raise ValueError(f"evaluation.samples ({self.samples}) do not divide into {self.diverse_groups} groups")
+        if self.beams and (not self.diverse_groups or self.samples % self.diverse_groups):
+            raise ValueError(f"samples is {self.samples}; they do not divide into {self.diverse_groups} diverse_groups")
 
 
 class Sentences(Protocol):

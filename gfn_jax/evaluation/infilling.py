@@ -24,6 +24,7 @@ from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
+from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
 from gfn_jax.types import Params, Query, Tokens
 
 Samples = list[list[list[int]]]
@@ -51,24 +52,22 @@ class InfillingEvaluationConfig:
         judge_samples: sentences a story that the judge reads.
     """
 
-    every: int
-    stories: int
-    test_stories: int
-    samples: int
-    temperature: float
-    batch: int
-    seed: int
+    every: Count
+    stories: Count
+    test_stories: Natural
+    samples: Count
+    temperature: SamplingTemperature
+    batch: Count
+    seed: Seed
     bert_folder: str | None
-    bert_layer: int
+    bert_layer: Natural
     judge_url: str | None
     judge_model: str | None
-    judge_samples: int
+    judge_samples: Count
 
     def __post_init__(self):
-        if min(self.every, self.stories, self.samples, self.batch, self.judge_samples) < 1 or self.test_stories < 0:
-            raise ValueError("evaluation every, stories, samples, batch and judge_samples must be at least 1")
         if self.judge_url is not None and not self.judge_model:
-            raise ValueError("evaluation.judge_url is set: name its model in evaluation.judge_model")
+            raise ValueError("judge_url is set: name its model in evaluation.judge_model")
 
 
 class Story(Protocol):

@@ -12,6 +12,7 @@ unlisted sentences makes larger; consistency = sum_k q(Z_k) [g(Z_k) > 0]; listed
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -93,10 +94,22 @@ class Scorer:
         """Log R(Z stop) of the same, untempered."""
         prepared = self.reward.prepare(params)
         found = [
-            gather(_log_reward(self.reward, params, prepared, *part, self.constraint))[: count * lengths.shape[1]]
+            gather(self._log_reward(params, prepared, *part, self.constraint))[: count * lengths.shape[1]]
             for part, count in parts((query, ids, lengths), self.batch, params)
         ]
         return self._joined(found, lengths.shape)
+
+    @functools.cached_property
+    def _log_reward(self) -> Callable[..., Float[Array, " B"]]:
+        """Compiled once for this reward, which may hold arrays: it is enclosed, since it need not be hashable."""
+
+        @jax.jit
+        def log_reward(params, prepared, query, ids, lengths, constraint) -> Float[Array, " B"]:
+            rollout = _rollout(ids, lengths, constraint)
+            stop = rollout.action_mask & ~rollout.token_mask
+            return jnp.where(stop, self.reward.log_reward(params, prepared, query, rollout), 0.0).sum(axis=1)
+
+        return log_reward
 
     def _joined(self, found: list[np.ndarray], shape: tuple[int, ...]) -> Float[np.ndarray, "M K"]:
         return np.concatenate(found).astype(np.float64).reshape(shape)
@@ -109,13 +122,6 @@ def _rollout(ids: Int[Array, "M K T"], lengths: Int[Array, "M K"], constraint: C
 @functools.partial(jax.jit, static_argnums=0)
 def _log_policy(model, params, lora, prompt, ids, lengths, constraint) -> Float[Array, " B"]:
     return score(model, params, lora, prompt, _rollout(ids, lengths, constraint), constraint).log_pf.sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_reward(reward, params, prepared, query, ids, lengths, constraint) -> Float[Array, " B"]:
-    rollout = _rollout(ids, lengths, constraint)
-    stop = rollout.action_mask & ~rollout.token_mask
-    return jnp.where(stop, reward.log_reward(params, prepared, query, rollout), 0.0).sum(axis=1)
 
 
 def log_posterior(

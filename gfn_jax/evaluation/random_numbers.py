@@ -34,6 +34,7 @@ from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.sections import Count, Seed
 from gfn_jax.types import Params, Query, Rollout, Tokens
 
 # Hu et al. 2024, section 2: instruct GPT-J 6B, estimates from samples. For orientation only: another model.
@@ -56,14 +57,10 @@ class RandomNumbersEvaluationConfig:
         seed: of the samples.
     """
 
-    every: int
-    samples: int
-    batch: int
-    seed: int
-
-    def __post_init__(self):
-        if min(self.every, self.samples, self.batch) < 1:
-            raise ValueError("evaluation's every, samples and batch must each be at least 1")
+    every: Count
+    samples: Count
+    batch: Count
+    seed: Seed
 
 
 class Spelt(Protocol):

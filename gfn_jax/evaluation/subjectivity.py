@@ -26,6 +26,7 @@ from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
 from gfn_jax.types import Params, Query, Rollout, Tokens
 
 
@@ -44,18 +45,14 @@ class SubjectivityEvaluationConfig:
         seed: of rationales and answers.
     """
 
-    every: int
-    reviews: int
-    samples: int
-    temperature: float
-    batch: int
-    shots: int
-    frequent: int
-    seed: int
-
-    def __post_init__(self):
-        if min(self.every, self.reviews, self.samples, self.batch) < 1:
-            raise ValueError("evaluation every, reviews, samples and batch must each be at least 1")
+    every: Count
+    reviews: Count
+    samples: Count
+    temperature: SamplingTemperature
+    batch: Count
+    shots: Natural
+    frequent: Natural
+    seed: Seed
 
 
 class Labelled(Protocol):

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from gfn_jax.sections import Count, Natural, Nonnegative, Positive, check
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -21,6 +23,27 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModelConfig:
+    """Which model is the base, and how it is computed.
+
+    Attributes:
+        path: a folder, a hub id, or the name of a model that the project ships.
+        dtype: of weights and activations.
+        remat: recompute activations in the backward pass.
+        quantize: what becomes of the kernels of the blocks' projections.
+    """
+
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    remat: bool
+    quantize: Literal["none", "int8", "nf4"]
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path is empty; name a folder, a hub id or a model that the project ships")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +82,22 @@ class ModelConfig:
         local_rope_theta: base of the rotary frequencies in local layers; None means `rope_theta`.
     """
 
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_width: int
-    max_positions: int
+    vocab_size: Count
+    width: Count
+    num_layers: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    mlp_width: Count
+    max_positions: Count
     norm: Literal["layer", "rms"] = "rms"
-    norm_eps: float = 1e-5
+    norm_eps: Nonnegative = 1e-5
     norm_offset: float = 0.0
     norm_placement: Literal["pre", "parallel", "parallel_two", "sandwich"] = "pre"
     positions: Literal["learned", "rotary"] = "rotary"
-    rotary_dim: int = 0
+    rotary_dim: Natural = 0
     rotary_interleaved: bool = False
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling | None = None
     activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "silu"
     gated_mlp: bool = True
@@ -84,15 +107,16 @@ class ModelConfig:
     head_bias: bool = False
     tied_head: bool = False
     qk_norm: bool = False
-    query_scale: float | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    embed_scale: float = 1.0
-    local_window: int | None = None
+    query_scale: Positive | None = None
+    attention_softcap: Positive | None = None
+    logit_softcap: Positive | None = None
+    embed_scale: Positive = 1.0
+    local_window: Count | None = None
     local_layers: tuple[bool, ...] = ()
-    local_rope_theta: float | None = None
+    local_rope_theta: Positive | None = None
 
     def __post_init__(self):
+        check(ModelConfig, vars(self))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.positions == "rotary" and not 0 < self.rotary_dim <= self.head_dim:

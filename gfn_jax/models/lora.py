@@ -6,6 +6,7 @@ is the base exactly; rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732) scal
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import struct
 
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.quantize import is_quantized
+from gfn_jax.sections import Positive, Range
 from gfn_jax.types import Params
 
 
@@ -28,10 +30,10 @@ class LoraConfig:
         rank_stabilized: scale by alpha / sqrt(r) instead of alpha / r.
     """
 
-    rank: int
-    alpha: float
+    rank: Annotated[int, Range(1, 16384)]
+    alpha: Positive
     targets: tuple[str, ...]
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     rank_stabilized: bool = False
 
     @property

@@ -8,16 +8,17 @@ is -6.". The stop is Y's full stop, so that log q(stop | Z) starts from what the
 import dataclasses
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gfn_jax.environments import Calculator
+from gfn_jax.environments import LARGEST_BOUND, Calculator
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward, check_positions
+from gfn_jax.sections import Count, Natural, Range, Share
 from gfn_jax.tasks.arithmetic_answers import is_correct_chain
 from gfn_jax.tasks.arithmetic_data import load_examples
 from gfn_jax.tasks.arithmetic_examples import ArithmeticExample
@@ -50,14 +51,19 @@ class ArithmeticConfig:
     """
 
     data_dir: str | None
-    seed_demonstrations: int
-    reward_shots: int
-    min_length: int
-    max_length: int
-    eval_max_length: int
-    max_abs_value: int
+    seed_demonstrations: Natural
+    reward_shots: Natural
+    min_length: Natural
+    max_length: Count
+    eval_max_length: Count
+    max_abs_value: Annotated[int, Range(1, LARGEST_BOUND)]
     stop_after_number: bool
-    seed_share: float
+    seed_share: Share
+
+    def __post_init__(self):
+        for longest in ("max_length", "eval_max_length"):
+            if self.min_length > getattr(self, longest):
+                raise ValueError(f"min_length is {self.min_length}; {longest} is {getattr(self, longest)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +83,16 @@ class Arithmetic:
         """
         splits = load_examples(self.config.data_dir)
         shots = self.config.reward_shots
-        available = len(splits["demonstrations"]) - shots
-        if not 0 <= self.config.seed_demonstrations <= available:
-            raise ValueError(
-                f"seed_demonstrations is {self.config.seed_demonstrations}; {shots} of the demonstrations are the "
-                f"reward's context, which leaves 0..{available}"
-            )
+        there = len(splits["demonstrations"])
+        for name, asked, most in (
+            ("reward_shots", shots, there),
+            ("seed_demonstrations", self.config.seed_demonstrations, there - shots),
+        ):
+            if asked > most:
+                raise ValueError(
+                    f"arithmetic.{name} is {asked}; there are {there} demonstrations, of which reward_shots "
+                    f"({shots}) are the reward's context: it must be 0 to {most}"
+                )
         context, rest = splits["demonstrations"][:shots], splits["demonstrations"][shots:]
         kept = {name: examples for name, examples in splits.items() if name not in ("demonstrations", "train")}
         seeds = rest[: self.config.seed_demonstrations]

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase
 
+from gfn_jax.sections import Count, Natural, Nonnegative, Share
 from gfn_jax.tasks.arithmetic_examples import apply, question_of
 from gfn_jax.tasks.arithmetic_splits import room_of
 
@@ -48,18 +49,18 @@ class CorpusConfig:
         seed: of the whole corpus; document i depends on it and on i alone.
     """
 
-    chain: float = 4.0
-    corrupted: float = 1.5
-    shuffled: float = 0.0
-    adjacent: float = 1.5
-    repeat: float = 1.5
-    direct: float = 0.5
-    wrong_answer: float = 0.5
+    chain: Nonnegative = 4.0
+    corrupted: Nonnegative = 1.5
+    shuffled: Nonnegative = 0.0
+    adjacent: Nonnegative = 1.5
+    repeat: Nonnegative = 1.5
+    direct: Nonnegative = 0.5
+    wrong_answer: Share = 0.5
     operands: tuple[tuple[int, float], ...] = ((3, 0.35), (4, 0.35), (5, 0.2), (6, 0.1))
-    examples: int = 6
-    documents: int = 50_000
-    seq_length: int = 256
-    seed: int = 0
+    examples: Count = 6
+    documents: Count = 50_000
+    seq_length: Count = 256
+    seed: Natural = 0
 
     def __post_init__(self):
         weights = self.style_weights()

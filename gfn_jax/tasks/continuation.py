@@ -27,6 +27,7 @@ from gfn_jax.environments import NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.sections import Count, Natural
 from gfn_jax.tasks.stories import draw_stories
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, leading_ids
@@ -60,7 +61,7 @@ class ContinuationConfig:
     Attributes:
         prompts: a file with a prompt a line, or raw text; None for openings of the project's own stories.
         raw: `prompts` is raw text, to be cut into prompts by the paper's rule (1-3 sentences of 5-30 tokens).
-        count: prompts of both splits together; None for all there are.
+        count: prompts of both splits together, or all there are where there are fewer; None for all.
         validation: how many of them are held out.
         begin_of_text: put the tokenizer's begin-of-text before a prompt, for models that saw it before every text.
         stop: what ends a sentence, a single token.
@@ -70,18 +71,20 @@ class ContinuationConfig:
 
     prompts: str | None
     raw: bool
-    count: int | None
-    validation: int
+    count: Count | None
+    validation: Count
     begin_of_text: bool
     stop: str
-    min_length: int
-    max_length: int
+    min_length: Natural
+    max_length: Count
     illegal: tuple[str, ...]
 
     def __post_init__(self):
         unknown = sorted(set(self.illegal) - set(ILLEGAL))
         if unknown:
-            raise ValueError(f"continuation.illegal has unknown {', '.join(unknown)}; there are {', '.join(ILLEGAL)}")
+            raise ValueError(f"illegal has unknown {', '.join(unknown)}; there are {', '.join(ILLEGAL)}")
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length is {self.min_length}; it must be at most max_length, {self.max_length}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +102,14 @@ class Continuation:
         """`train` and `validation`, which share no prompt."""
         config = self.config
         if config.prompts is not None:
-            return load_prompts(config.prompts, config.validation, config.raw, config.count)
-        logger.info("prompts: openings of the project's own stories (continuation.prompts names a file of yours)")
-        return split_prompts(story_openings(), config.count, config.validation)
+            splits = load_prompts(config.prompts, config.validation, config.raw, config.count)
+        else:
+            logger.info("prompts: openings of the project's own stories (continuation.prompts names a file of yours)")
+            splits = split_prompts(story_openings(), config.count, config.validation)
+        found = sum(map(len, splits.values()))
+        if config.count is not None and found < config.count:
+            logger.info("prompts: all %d there are; continuation.count would take %d", found, config.count)
+        return splits
 
     @functools.cached_property
     def stop_id(self) -> int:

@@ -15,7 +15,7 @@ newline. Seeds are the true sentences that can be written so.
 import dataclasses
 import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,7 @@ from gfn_jax.environments import NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.sections import Count, Natural, Range
 from gfn_jax.tasks.stories import Beginning, Room, draw_stories, events, posterior
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, encode_prompt
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 STOP = "."
 # What ends a sentence or a line; only the stop itself may be written.
 ENDS = ".!?\n\r\t\v\f"
+# Different stories are drawn until there are as many: beyond this it takes minutes, and in the end for ever.
+Stories = Annotated[int, Range(1, 100_000)]
 ROOMS: dict[str, Room] = {"train": "training", "validation": "validation", "test": "test"}
 
 
@@ -56,18 +59,18 @@ class InfillingConfig:
     """
 
     data_dir: str | None
-    train_stories: int
-    validation_stories: int
-    test_stories: int
-    seed_stories: int
-    min_length: int
-    max_length: int
+    train_stories: Stories
+    validation_stories: Stories
+    test_stories: Stories
+    seed_stories: Natural
+    min_length: Natural
+    max_length: Count
 
     def __post_init__(self):
-        if min(self.train_stories, self.validation_stories, self.test_stories) < 1:
-            raise ValueError("every split of the infilling task needs at least one story")
-        if not 0 <= self.seed_stories <= self.train_stories:
-            raise ValueError(f"seed_stories is {self.seed_stories}; there are {self.train_stories} training stories")
+        if self.seed_stories > self.train_stories:
+            raise ValueError(f"seed_stories is {self.seed_stories}; it must be at most train_stories")
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length is {self.min_length}; it must be at most max_length, {self.max_length}")
 
 
 @dataclasses.dataclass(frozen=True)

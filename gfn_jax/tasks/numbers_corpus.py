@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerFast
 
+from gfn_jax.sections import Count, Natural, Nonnegative, Share
 from gfn_jax.text.documents import document_rows
 from gfn_jax.text.wordlevel import tokenizer_of
 
@@ -50,11 +51,11 @@ class NumbersCorpusConfig:
         seed: of the whole corpus.
     """
 
-    valid: float
-    skew: float
-    documents: int
-    seq_length: int
-    seed: int
+    valid: Share
+    skew: Nonnegative
+    documents: Count
+    seq_length: Count
+    seed: Natural
 
     def __post_init__(self):
         if not 0 <= self.valid <= 1:

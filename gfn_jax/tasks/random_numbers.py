@@ -15,8 +15,9 @@ automaton over tokens whose states are the prefixes of the spellings, which answ
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from gfn_jax.environments import NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.sections import Count, Natural, Nonnegative, Positive, Range
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import stop_token, token_strings
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 # Entries of the automaton's table: a support beyond this is not listed.
 LARGEST_TABLE = 20_000_000
+LARGEST_SUPPORT = 100_000  # numbers, each of which is spelt out in Python
+Number = Annotated[int, Range(-(10**9), 10**9)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +65,28 @@ class RandomNumbersConfig:
     prompt: str
     stop: str | None
     distribution: str
-    low: int
-    high: int
+    low: Number
+    high: Number
     mean: float
-    table: Mapping[str, float]
-    penalty: float
-    min_length: int
-    max_length: int
+    table: Mapping[str, Nonnegative]
+    penalty: Positive
+    min_length: Natural
+    max_length: Count
     digits_only: bool
-    copies: int
+    copies: Count
 
     def __post_init__(self):
         if self.distribution not in (*DISTRIBUTIONS, "table"):
             raise ValueError(
                 f"distribution {self.distribution!r} is unknown; there are {', '.join(DISTRIBUTIONS)} and table"
             )
-        if self.distribution != "table" and self.low > self.high:
-            raise ValueError(f"the numbers from low {self.low} to high {self.high} are none")
-        if not self.penalty > 0 or self.copies < 1:
-            raise ValueError(f"penalty {self.penalty} must be positive and copies {self.copies} at least 1")
+        if self.distribution != "table" and not 0 <= self.high - self.low < LARGEST_SUPPORT:
+            raise ValueError(
+                f"high is {self.high} and low {self.low}; the numbers from low to high must be 1 to {LARGEST_SUPPORT}"
+            )
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length is {self.min_length}; it must be at most max_length, {self.max_length}")
+        self.log_target  # noqa: B018  # raises where the parameters give no distribution
 
     @property
     def log_target(self) -> dict[int, float]:
@@ -89,9 +96,12 @@ class RandomNumbersConfig:
             ValueError: no number has a weight, or a parameter is out of range.
         """
         if self.distribution == "table":
+            wrong = [number for number in self.table if not re.fullmatch("-?[0-9]{1,9}", str(number))]
+            if wrong:
+                raise ValueError(f"table has weights of whole numbers, as in {{'7': 1.0}}; {wrong[0]!r} is none")
             weights = {int(number): float(weight) for number, weight in self.table.items() if weight}
             if min(weights.values(), default=0.0) <= 0:
-                raise ValueError("the table of a distribution needs weights, none of them negative")
+                raise ValueError("table needs weights, none of them negative")
             log_weights = {number: math.log(weights[number]) for number in sorted(weights)}
         else:
             log_weight = DISTRIBUTIONS[self.distribution](self.mean, self.high - self.low)
@@ -121,7 +131,7 @@ def _geometric(mean: float, largest: int) -> LogWeight:
 
 def _check_mean(valid: bool, mean: float, allowed: str) -> None:
     if not valid:
-        raise ValueError(f"the mean of the distribution is {mean}; it must be {allowed}")
+        raise ValueError(f"mean is {mean}; it must be {allowed}")
 
 
 # Unnormalised log p of k = n - low, given the mean of k and the largest k.

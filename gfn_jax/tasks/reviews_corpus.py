@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gfn_jax.sections import Count, Natural, Nonnegative, Share
 from gfn_jax.tasks.reviews import ARTICLES, CONNECTIVES, LABELS, NEUTRAL_WORDS, REASONS, Review, draw_review
 from gfn_jax.text.wordlevel import tokenizer_of
 
@@ -51,17 +52,17 @@ class ReviewsCorpusConfig:
         seed: of the whole corpus; document i depends on it and on i alone.
     """
 
-    reasoned: float = 4.0
-    inverse: float = 3.0
-    direct: float = 2.0
-    own: float = 0.15
-    empty: float = 0.25
-    opinionated: float = 0.85
-    coin: float = 0.6
-    examples: int = 3
-    documents: int = 20_000
-    seq_length: int = 128
-    seed: int = 0
+    reasoned: Nonnegative = 4.0
+    inverse: Nonnegative = 3.0
+    direct: Nonnegative = 2.0
+    own: Share = 0.15
+    empty: Share = 0.25
+    opinionated: Share = 0.85
+    coin: Share = 0.6
+    examples: Count = 3
+    documents: Count = 20_000
+    seq_length: Count = 128
+    seed: Natural = 0
 
     def __post_init__(self):
         if min(self.reasoned, self.inverse, self.direct) < 0 or self.reasoned + self.inverse + self.direct <= 0:

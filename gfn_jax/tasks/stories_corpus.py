@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gfn_jax.sections import Count, Natural
 from gfn_jax.tasks.stories import NAMES, draw_story, vocabulary
 from gfn_jax.text.wordlevel import word_tokenizer
 
@@ -30,9 +31,9 @@ class StoriesCorpusConfig:
         seed: of the whole corpus.
     """
 
-    documents: int
-    seq_length: int
-    seed: int
+    documents: Count
+    seq_length: Count
+    seed: Natural
 
     def __post_init__(self):
         if min(self.documents, self.seq_length) < 1:

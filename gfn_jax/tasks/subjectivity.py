@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards.posterior import Context, PosteriorReward, check_positions
+from gfn_jax.sections import Count, Natural, Nonnegative, Range
 from gfn_jax.tasks.reviews import LABELS, draw_reviews
 from gfn_jax.tasks.reviews_corpus import ANSWER, INVERSE, PROMPT
 from gfn_jax.text.batching import pad_left, pad_right
@@ -38,6 +39,8 @@ from gfn_jax.types import Params, Query, Rollout, Seeds, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# Different reviews are drawn until there are as many: far beyond this it takes for ever.
+Reviews = Annotated[int, Range(1, 20_000)]
 DIRECT = " {label}."  # behind the prompt: the label without a reason
 _WORD = re.compile(r" ?[A-Za-z][A-Za-z'’-]*\Z")
 
@@ -60,20 +63,20 @@ class SubjectivityConfig:
     """
 
     data_dir: str | None
-    labels: int
-    data_seed: int
-    validation: int
-    test: int
-    min_length: int
-    max_length: int
+    labels: Reviews
+    data_seed: Natural
+    validation: Reviews
+    test: Reviews
+    min_length: Natural
+    max_length: Count
     forbidden: tuple[str, ...]
-    seed_samples: int
-    wrong_label_penalty: float
+    seed_samples: Natural
+    wrong_label_penalty: Nonnegative
     reward_adapter: str | None
 
     def __post_init__(self):
-        if min(self.labels, self.validation, self.test) < 1 or self.seed_samples < 0:
-            raise ValueError("labels, validation and test must be at least 1, seed_samples at least 0")
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length is {self.min_length}; it must be at most max_length, {self.max_length}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +109,23 @@ class Subjectivity:
         everything = load(split="train")
         if config.labels == len(everything):
             train = everything[: -config.validation]
-        else:
+        elif f"train_{config.labels}" in subj.FILES:
             train = load(split=f"train_{config.labels}")
+        else:
+            raise ValueError(f"subjectivity.labels is {config.labels}; SUBJ has 10, 20, 50 and all {len(everything)}")
         taken = {text for text, _ in train}
-        rest = [example for example in everything if example[0] not in taken]
-        return {
-            "train": train,
-            "validation": rest[: config.validation],
-            "test": load(split="test")[: config.test],
+        rest = {
+            "validation": [example for example in everything if example[0] not in taken],
+            "test": load(split="test"),
         }
+        for split, examples in rest.items():
+            asked = getattr(config, split)
+            if not train or asked > len(examples):
+                raise ValueError(
+                    f"subjectivity.{split} is {asked}; {config.data_dir} has {len(examples)} beside the {len(train)} "
+                    "to train with"
+                )
+        return {"train": train, **{split: examples[: getattr(config, split)] for split, examples in rest.items()}}
 
     def truth(self, split: str) -> Int[np.ndarray, " M"]:
         """The labels, as indices into `labels`."""

@@ -6,6 +6,10 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from gfn_jax.files import read_lines
+from gfn_jax.sections import Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +28,15 @@ class TextConfig:
     source: str
     path: str | None
     field: str
-    validation: float
-    seq_length: int
+    validation: Annotated[float, Range(0, 1, above=True, below=True)]
+    seq_length: Annotated[int, Range(2, 2**20)]
     end_of_document: bool
 
     def __post_init__(self):
         if self.source not in SOURCES:
-            raise ValueError(f"data.source {self.source!r} is unknown; there are {', '.join(SOURCES)}")
+            raise ValueError(f"source is {self.source!r}; it must be one of {', '.join(SOURCES)}")
         if not self.path:
-            raise ValueError(f"data.path is not set: the {self.source} to train on")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"data.validation must be a share between 0 and 1, not {self.validation}")
-        if self.seq_length < 2:
-            raise ValueError(f"data.seq_length must be at least 2, not {self.seq_length}")
+            raise ValueError(f"path is not set: the {self.source} to train on")
 
 
 def read_texts(config: TextConfig) -> tuple[list[str], list[str]]:
@@ -66,12 +66,8 @@ def read_file(config: TextConfig) -> dict[str, list[str]]:
     path = pathlib.Path(str(config.path)).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{path} must be a .txt with one document a line, or a .jsonl")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
     documents = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
             documents.append(line if path.suffix == ".txt" else _field(path, number, line, config.field))
     if not documents:

@@ -12,14 +12,17 @@ import functools
 import logging
 import math
 import re
+from typing import Annotated
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gfn_jax.models.partition import ROWS, TENSOR
+from gfn_jax.sections import Range
 from gfn_jax.types import PyTree
 
+Devices = Annotated[int, Range(-1, 2**20)]
 AXES = (*ROWS, TENSOR)
 
 Rules = tuple[tuple[str, P], ...]
@@ -66,9 +69,9 @@ class MeshConfig:
         tensor: parts that each matrix product is split in.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Devices = -1
+    fsdp: Devices = 1
+    tensor: Devices = 1
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

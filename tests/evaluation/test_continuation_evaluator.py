@@ -10,6 +10,7 @@ from worlds import left_padded, query_of, random_lora, random_params, right_padd
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.models import decoder
 from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.sections import checked
 from gfn_jax.types import Tokens
 
 MODEL = tiny(vocab_size=11)
@@ -106,4 +107,4 @@ def test_the_base_balances_at_temperature_one_where_everything_is_legal(setting)
 @pytest.mark.parametrize("wrong", [{"samples": 1}, {"nucleus": (1.5,)}, {"diverse_groups": 3}, {"temperatures": (0,)}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="evaluation"):
-        dataclasses.replace(CONFIG, **wrong)
+        checked(ContinuationEvaluationConfig, vars(CONFIG) | wrong, "evaluation.")

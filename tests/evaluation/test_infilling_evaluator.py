@@ -9,11 +9,13 @@ import pytest
 
 from gfn_jax.evaluation import infilling, infilling_exact
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
-from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, log_posterior
+from gfn_jax.evaluation.infilling_exact import Listed, Scorer, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
 from gfn_jax.models import decoder
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.rewards import PosteriorReward
+from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
 from gfn_jax.tasks.stories_corpus import build_tokenizer
 from gfn_jax.text.loading import model_folder
@@ -135,11 +137,26 @@ def test_real_stories_are_measured_by_text_and_judge(evaluator, params, monkeypa
     assert "judge, 1-5" in findings.page
 
 
+def test_a_reward_may_hold_arrays(evaluator, params):
+    """It is not hashable then; the same numbers come out as of the task's own."""
+    plain = PosteriorReward(evaluator.model)
+    words = PosteriorReward(evaluator.model, vocabulary_penalty=np.zeros(evaluator.model.vocab_size))
+    listed = list_sentences(evaluator.task, "test", 2, evaluator.task.constraint().horizon)
+    query = jax.tree.map(lambda x: x[:2], evaluator.task.queries("test"))
+    found = [
+        Scorer(evaluator.model, reward, evaluator.task.constraint(), 2).log_reward(
+            params, query, listed.ids[:, :2], listed.lengths[:, :2]
+        )
+        for reward in (plain, words)
+    ]
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="judge_model"):
         dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1")
-    with pytest.raises(ValueError, match="at least 1"):
-        dataclasses.replace(CONFIG, samples=0)
+    with pytest.raises(ValueError, match=r"evaluation\.samples is 0"):
+        checked(InfillingEvaluationConfig, vars(CONFIG) | {"samples": 0}, "evaluation.")
 
 
 def test_the_shipped_model_knows_the_stories(task):

@@ -13,6 +13,7 @@ from gfn_jax.datasets.rocstories import COLUMNS
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
 from gfn_jax.tasks.stories_corpus import build_tokenizer
 from gfn_jax.text.loading import load_tokenizer
@@ -134,8 +135,8 @@ def test_splits_share_no_beginning(task):
 def test_sections_are_checked():
     with pytest.raises(ValueError, match="seed_stories is 31"):
         dataclasses.replace(TINY, seed_stories=31)
-    with pytest.raises(ValueError, match="at least one story"):
-        dataclasses.replace(TINY, test_stories=0)
+    with pytest.raises(ValueError, match=r"infilling\.test_stories is 0; it must be a whole number from 1"):
+        checked(InfillingConfig, vars(TINY) | {"test_stories": 0}, "infilling.")
 
 
 @pytest.fixture(scope="module")

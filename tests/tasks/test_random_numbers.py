@@ -10,6 +10,7 @@ import pytest
 
 from gfn_jax.environments import NoTool
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.sections import checked
 from gfn_jax.tasks.numbers_corpus import build_tokenizer
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
 from gfn_jax.text.loading import load_tokenizer
@@ -81,17 +82,19 @@ def test_the_distributions_are_what_they_are_called():
     ("wrong", "message"),
     [
         ({"distribution": "gaussian"}, "unknown"),
-        ({"low": 1, "high": 0}, "are none"),
+        ({"low": 1, "high": 0}, "high is 0 and low 1"),
         ({"penalty": 0.0}, "penalty"),
         ({"distribution": "table", "table": {}}, "weights"),
-        ({"distribution": "table", "table": {"1": -1.0, "2": 3.0}}, "negative"),
+        ({"distribution": "table", "table": {"1": -1.0, "2": 3.0}}, r"numbers\.table\.1 is -1.0"),
+        ({"distribution": "table", "table": {"one": 1.0}}, "'one' is none"),
+        ({"high": 10**8}, "must be 1 to 100000"),
         ({"distribution": "binomial", "mean": 100.0}, "between 0 and high - low"),
         ({"distribution": "poisson", "mean": 0.0}, "positive"),
     ],
 )
 def test_a_distribution_that_is_none_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        _ = dataclasses.replace(UNIFORM, **wrong).log_target
+        checked(RandomNumbersConfig, vars(UNIFORM) | wrong, "random_numbers.")
 
 
 @pytest.mark.parametrize("config", [UNIFORM, TABLE, dataclasses.replace(UNIFORM, low=-20, high=30)])

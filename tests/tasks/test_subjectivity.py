@@ -140,7 +140,7 @@ def test_subj_trains_on_few_labels_and_validates_on_other_reviews(shared, tmp_pa
     assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 20, "validation": 30, "test": 2000}
     texts = [{text for text, _ in task.splits[split]} for split in ("train", "validation", "test")]
     assert not texts[0] & texts[1] and not texts[1] & texts[2]  # noqa: PT018
-    with pytest.raises(ValueError, match="train_13"):
+    with pytest.raises(ValueError, match="labels is 13; SUBJ has 10, 20, 50 and all 8000"):
         dataclasses.replace(task, config=dataclasses.replace(task.config, labels=13)).splits  # noqa: B018
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gfn_jax.sections import checked
 from gfn_jax.tasks.texts import TextConfig, hold_out, read_texts
 
 
@@ -36,6 +37,13 @@ def test_the_same_text_is_on_one_side_whatever_the_order():
     assert set(hold_out(texts[::-1], 0.5)[1]) == set(held_out)
 
 
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path):
+    texts = [f"text {n}\u2028in two\x85lines" for n in range(5)]
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    train, held_out = read_texts(config_of(written(tmp_path, "a.jsonl", lines)))
+    assert sorted([*train, *held_out]) == texts
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -61,7 +69,7 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "books"}, "there are text, rocstories"),
+        ({"source": "books"}, "one of text, rocstories"),
         ({"path": None}, r"data\.path is not set"),
         ({"validation": 0.0}, "validation"),
         ({"seq_length": 1}, "seq_length"),
@@ -69,7 +77,7 @@ def test_a_file_that_is_not_there(tmp_path):
 )
 def test_a_setting_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        config_of("a.txt", **changes)
+        checked(TextConfig, vars(config_of("a.txt")) | changes, "data.")
 
 
 def test_stories_keep_to_the_splits_that_the_task_leaves_them(shared, tmp_path, monkeypatch):
