@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
 
 def debugging(argv: list[str]) -> bool:
     """Whether tracebacks are asked for; the flags themselves may be what is wrong, so they are not parsed for it."""
-    return os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0") or "--debug" in argv
+    return os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0") or any(
+        re.fullmatch("--?debug(=(true|1))?", word, re.IGNORECASE) for word in argv
+    )
 
 
 class Unsettable(flags.ArgumentParser):
