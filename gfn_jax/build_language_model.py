@@ -22,7 +22,7 @@ from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import read_json, resolve
-from gfn_jax.sections import Count, Positive, RunConfig, check, checked, described, section, values_of
+from gfn_jax.sections import Count, Positive, RunConfig, check, checked, described, section, top_level, values_of
 from gfn_jax.tasks.corpora import CorpusKind, corpus_kind
 from gfn_jax.tasks.texts import TextConfig, read_texts
 from gfn_jax.text.documents import document_rows
@@ -95,7 +95,7 @@ class PerplexityConfig:
 
 def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Training a tiny base model from nothing; it lies in WORKDIR/model at the end."""
-    section(PretrainingConfig, config)
+    top_level(PretrainingConfig, config)
     digest = claim_workdir(workdir, described(config))
     kind = corpus_kind(config.corpus)
     tokenizer = kind.build_tokenizer()
@@ -161,7 +161,7 @@ def read_finetuning(config: ml_collections.ConfigDict) -> tuple[LoraConfig, Text
     Raises:
         ValueError: a value that is not as it must be, named `section.field`.
     """
-    section(FinetuningConfig, config)
+    top_level(FinetuningConfig, config)
     section(BaseModelConfig, config, "model", quantize="none")
     section(PerplexityConfig, config, "evaluation")
     return section(LoraConfig, config, "lora"), section(TextConfig, config, "data")

@@ -11,7 +11,7 @@ from gfn_jax.build_rewards import RewardConfig
 from gfn_jax.models.config import BaseModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
-from gfn_jax.sections import Count, Nonnegative, Positive, Range, RunConfig, section
+from gfn_jax.sections import Count, Nonnegative, Positive, Range, RunConfig, section, top_level
 from gfn_jax.training.mesh import MeshConfig
 from gfn_jax.training.optimizer import OptimizerConfig
 
@@ -62,7 +62,7 @@ def read_sections(config: ml_collections.ConfigDict) -> GFlowNetSections:
     Raises:
         ValueError: a section, a field or a value that is not as it must be, named `section.field`.
     """
-    run = section(GFlowNetRunConfig, config)
+    run = top_level(GFlowNetRunConfig, config)
     settings = section(GFlowNetConfig, config, "gflownet")
     if settings.discovery_steps >= run.steps:
         raise ValueError(

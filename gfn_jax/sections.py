@@ -74,21 +74,28 @@ class RunConfig:
     tensorboard: bool
 
 
-def section(cls: type[Section], config: Mapping[str, Any], name: str = "", **fixed: Any) -> Section:
+def section(cls: type[Section], config: Mapping[str, Any], name: str, **fixed: Any) -> Section:
     """A dataclass from a section of a config; `fixed` fields come from elsewhere.
 
     Args:
         cls: the dataclass.
         config: the whole config.
-        name: the section's; its keys are the fields. Without one, the fields are keys of the config itself.
+        name: the section's; its keys are the fields.
         **fixed: fields that are not the section's.
 
     Raises:
         ValueError: there is no such section, keys and fields differ, or a value is not one that its field takes.
     """
-    if not name:
-        return checked(cls, {key: config[key] for key in field_types(cls) if key in config}, **fixed)
     return checked(cls, values_of(config, name), f"{name}.", **fixed)
+
+
+def top_level(cls: type[Section], config: Mapping[str, Any]) -> Section:
+    """A dataclass whose fields are keys of the config itself, among its sections.
+
+    Raises:
+        ValueError: as for `section`.
+    """
+    return checked(cls, {name: config[name] for name in field_types(cls) if name in config})
 
 
 def values_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
