@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Bool
 
 from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet
+from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
 from gfn_jax.build_rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.build_sections import read_sections
 from gfn_jax.build_tasks import make_evaluator, make_task
