@@ -23,6 +23,9 @@ def read_shard(
         outputs: size of the whole parameter's last axis.
         index: bounds on every axis of the parameter.
         dtype: of the result.
+
+    Raises:
+        ValueError: a number that is not finite, in the file or in `dtype`.
     """
     shard = np.empty([part.stop - part.start for part in index], dtype)
     layers, inner = (index[0], index[1:]) if source.stacked else (slice(0, 1), index)
@@ -32,8 +35,11 @@ def read_shard(
         for span in source.spans(inner[-1].start, inner[-1].stop, outputs):
             where = (*inner[:-1], span)
             columns = slice(filled, filled + span.stop - span.start)
-            layer[..., columns] = view[where[::-1]].T if source.transposed else view[where]
+            with np.errstate(over="ignore"):  # what becomes infinite in `dtype` is refused below
+                layer[..., columns] = view[where[::-1]].T if source.transposed else view[where]
             filled = columns.stop
+        if not np.isfinite(layer).all():
+            raise ValueError(f"{files.path(name)}: tensor {name} holds NaN or infinity (read as {layer.dtype})")
     return shard
 
 

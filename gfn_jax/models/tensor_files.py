@@ -86,6 +86,10 @@ class TensorFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._paths
 
+    def path(self, name: str) -> pathlib.Path:
+        """The file that holds a tensor."""
+        return self._paths[name]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
         return self._kinds[name][1]
@@ -94,12 +98,19 @@ class TensorFiles:
         """A view of the tensor that reads what is indexed, and keeps the file open as long as it lives."""
         return safe_open(self._paths[name], framework="numpy").get_slice(name)
 
-    def equal(self, one: str, other: str, rows: int = 4096) -> bool:
-        """Whether two tensors of one shape hold the same, compared a few rows at a time."""
-        left, right = self.slices(one), self.slices(other)
+    def equal(self, one: str, other: str, files: "TensorFiles | None" = None, rows: int = 4096) -> bool:
+        """Whether a tensor is a copy of another of its shape, rounded to its dtype; compared a few rows at a time.
+
+        Args:
+            one: the copy.
+            other: what it may be a copy of.
+            files: where that lies, if not here.
+            rows: compared at once.
+        """
+        left, right = self.slices(one), (files or self).slices(other)
         size = self.shape(one)[0]
         blocks = (slice(start, min(start + rows, size)) for start in range(0, size, rows))
-        return all(np.array_equal(left[block], right[block]) for block in blocks)
+        return all(np.array_equal(left[block], right[block].astype(left[block].dtype)) for block in blocks)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless the tensor is of floats and of that shape."""

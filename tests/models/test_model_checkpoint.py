@@ -287,6 +287,21 @@ def test_weights_that_are_not_floats_are_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize(("bad", "dtype"), [(np.nan, "float32"), (-np.inf, "bfloat16"), (1e30, "float16")])
+def test_weights_that_are_not_finite_are_refused_by_tensor(folder, bad, dtype, quantize):
+    """1e30 is no number of float16: it would become infinite."""
+
+    def spoil(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][-1, 0] = bad
+
+    rewrite(folder, spoil)
+    message = r"safetensors: tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(folder, dtype, quantize=quantize)
+    one_line(error)
+
+
 def test_a_malformed_config_is_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
