@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 
 from gfn_jax.environments import LARGEST_BOUND, Calculator, NoTool
 from gfn_jax.interfaces import Environment
-from gfn_jax.models.adapters import CONFIG, load_adapter
+from gfn_jax.models.adapter_settings import CONFIG
+from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
@@ -242,7 +243,7 @@ def read_adapter(name: str, config: ModelConfig, model_type: str, base: str) -> 
     folder = resolve(name)
     if (folder / CONFIG).is_file():
         run, named = None, read_json(folder, CONFIG).get("base_model_name_or_path")
-        lora = load_adapter(folder, config, model_type)[1]
+        lora = load_adapter(folder, config, model_type, base=model_folder(base))[1]
     elif (folder / "checkpoints").is_dir():
         from gfn_jax.workdir import read_run, restore_adapter  # with orbax, which is slow to import
 

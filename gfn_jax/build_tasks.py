@@ -102,8 +102,9 @@ def subjectivity(
     settings = section(SubjectivityConfig, config, "subjectivity")
     if settings.reward_adapter is None:
         return Subjectivity(settings, tokenizer, model.vocab_size)
-    model_type, _ = read_config(resolve(model_folder(config.model.path)))
-    _, adapter = load_adapter(settings.reward_adapter, model, model_type)
+    folder = resolve(model_folder(config.model.path))
+    model_type, _ = read_config(folder)
+    _, adapter = load_adapter(settings.reward_adapter, model, model_type, base=folder)
     return Subjectivity(settings, tokenizer, model.vocab_size, adapter)
 
 

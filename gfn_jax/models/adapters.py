@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,39 +19,41 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
+from gfn_jax.models.adapter_settings import CONFIG, AdapterSettings, read_adapter_settings
 from gfn_jax.models.checkpoint import save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families import Family, family_of
 from gfn_jax.models.families.family import Path, Source
 from gfn_jax.models.lora import Lora, LoraConfig, merge_lora
 from gfn_jax.models.stacking import assemble, file_tensors, read_shard, whole
-from gfn_jax.models.tensor_files import TensorFiles, read_json
+from gfn_jax.models.tensor_files import TensorFiles, resolve, weight_files
 from gfn_jax.types import Params
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."
-
-# What an adapter_config.json may say beside what is read here. `target_modules` and kin say what to build;
-# the tensors that are there say what was built.
-_HARMLESS = """
-    auto_mapping base_model_name_or_path eva_config exclude_modules fan_in_fan_out inference_mode
-    megatron_core peft_version qalora_group_size revision target_modules task_type
-"""
-HARMLESS = frozenset(_HARMLESS.split())
-# Ways of initialising that leave the base as it was; others (PiSSA, OLoRA, CorDA, LoftQ) change it.
-INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def load_adapter(
-    folder: str | pathlib.Path, config: ModelConfig, model_type: str, dtype: DTypeLike = jnp.float32
+    folder: str | pathlib.Path,
+    config: ModelConfig,
+    model_type: str,
+    dtype: DTypeLike = jnp.float32,
+    base: str | pathlib.Path | None = None,
 ) -> tuple[LoraConfig, Lora]:
     """Reads an adapter for a base of that shape, onto the first device.
+
+    Args:
+        folder: adapter_config.json and adapter_model.safetensors.
+        config: the base's shape.
+        model_type: the base's family.
+        dtype: of the weights.
+        base: the base's folder or hub id, for an adapter that holds an embedding or a head: they must be the base's.
 
     Raises:
         ValueError: anything missing, damaged, made for another base, unknown or not implemented.
     """
     folder = pathlib.Path(folder)
-    settings = _read_settings(folder)
+    settings = read_adapter_settings(folder, config.num_layers)
     family = family_of(model_type)
     used, layers, head = set(), {}, None
     files = TensorFiles([folder / WEIGHTS])
@@ -60,49 +61,24 @@ def load_adapter(
         sources = _sources(family, config, module)
         if not any(name in files for name in sources["a"].names):
             continue
-        pair = _read_pair(files, folder, sources, _size(config, module), dtype)
-        pair = _rescale(pair, settings, [name.removesuffix(".lora_A.weight") for name in sources["a"].names])
+        pair = _read_pair(files, folder, sources, _size(config, module), settings, dtype)
         used |= {name for source in sources.values() for name in source.names}
         if module == "head":
             head = pair
-        elif (own := _own_block(pair, sources["b"], settings["r"])) is not None:
+        elif (own := _own_block(pair, sources["b"], settings.rank)) is not None:
             layers[module] = own
-    _refuse_rest(files, folder, family, config, used)
+    _refuse_rest(files, folder, family, config, used, base)
     targets = (*layers, "head") if head else tuple(layers)
     if not targets:
         raise ValueError(f"{folder} holds no adapter weight")
     lora = LoraConfig(
-        rank=settings["r"],
-        alpha=float(settings["lora_alpha"]),
+        rank=settings.rank,
+        alpha=settings.alpha,
         targets=targets,
-        dropout=settings["lora_dropout"],
-        rank_stabilized=settings["use_rslora"],
+        dropout=settings.dropout,
+        rank_stabilized=settings.rank_stabilized,
     )
     return lora, jax.tree.map(jnp.asarray, Lora(layers=layers, head=head, scale=lora.scale))
-
-
-def _read_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """What adapter_config.json says, with what is not implemented refused by name."""
-    raw = read_json(folder, CONFIG)
-    # PEFT's own defaults for what older files leave out.
-    settings: dict[str, Any] = {
-        "use_rslora": False,
-        "lora_dropout": 0.0,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-    }
-    settings |= {"bias": "none", "init_lora_weights": True, "peft_type": "LORA"}
-    settings |= {name: value for name, value in raw.items() if value is not None}
-    for name in ("r", "lora_alpha"):
-        if name not in settings:
-            raise ValueError(f"{folder / CONFIG} lacks {name!r}")
-    allowed = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": INITIALISATIONS}
-    read = {"r", "lora_alpha", "use_rslora", "lora_dropout", "rank_pattern", "alpha_pattern"}
-    for name, value in settings.items():
-        known = value in allowed[name] if name in allowed else not value or name in read | HARMLESS
-        if not known:
-            raise ValueError(f"{folder / CONFIG}: {name} = {value!r} is not implemented")
-    return settings
 
 
 def _size(config: ModelConfig, module: str) -> tuple[int, int]:
@@ -126,50 +102,41 @@ def _read_pair(
     folder: pathlib.Path,
     sources: Mapping[str, Source],
     size: tuple[int, int],
+    settings: AdapterSettings,
     dtype: DTypeLike,
 ) -> dict[str, np.ndarray]:
-    """A and B of one module, stacked over layers; the rank is the file's, the same in every layer."""
-    present = next(name for name in sources["a"].names if name in files)
-    rank = files.shape(present)[0]
-    stack = (len(sources["a"].names),) if sources["a"].stacked else ()
-    shapes = {"a": (*stack, size[0], rank), "b": (*stack, rank, size[1])}
+    """A and B of one module, stacked over layers, under the adapter's one scale.
+
+    What patterns make of a layer's scale is folded into its B. Layers of a lower rank are padded with zeros.
+    """
+    modules = [name.removeprefix(ROOT).removesuffix(".lora_A.weight") for name in sources["a"].names]
+    ranks = [settings.rank_of(module) for module in modules]
+    stack, rank = len(modules), max(ranks)
+    pair = {"a": np.zeros((stack, size[0], rank), dtype), "b": np.zeros((stack, rank, size[1]), dtype)}
     for letter, source in sources.items():
-        for name in source.names:
-            if name not in files:
-                raise ValueError(f"{folder} has no tensor {name}: every layer must have one")
-            try:
-                files.check(name, source.shape(shapes[letter]))
-            except ValueError as error:
-                raise ValueError(f"{folder} was made for another base: {error}") from error
-    return {
-        letter: read_shard(files, source, shapes[letter][-1], whole(shapes[letter]), dtype)
-        for letter, source in sources.items()
-    }
+        for layer, name in enumerate(source.names):
+            shape = (size[0], ranks[layer]) if letter == "a" else (ranks[layer], size[1])
+            one = dataclasses.replace(source, names=(name,), stacked=False)
+            _check_tensor(files, folder, name, one.shape(shape), modules[layer])
+            pair[letter][layer][whole(shape)] = read_shard(files, one, shape[-1], whole(shape), dtype)
+    factors = np.array([settings.scale_of(module) / settings.scale for module in modules], np.float64)
+    if not np.allclose(factors, 1.0, rtol=1e-12, atol=0.0):  # a float's noise in alpha must not touch the weights
+        pair["b"] = (pair["b"] * factors.astype(np.float32)[:, None, None]).astype(pair["b"].dtype)
+    return pair if sources["a"].stacked else {letter: values[0] for letter, values in pair.items()}
 
 
-def _rescale(pair: dict[str, np.ndarray], settings: Mapping[str, Any], modules: list[str]) -> dict[str, np.ndarray]:
-    """Folds into B what a pattern makes of a module's scale, compared with the adapter's one scale."""
-
-    def scale(rank: int, alpha: float) -> float:
-        return alpha / (math.sqrt(rank) if settings["use_rslora"] else rank)
-
-    def pattern(name: str, module: str, default: Any) -> Any:
-        hits = (value for key, value in settings[name].items() if re.fullmatch(rf"(.*\.)?({key})", module))
-        return next(hits, default)
-
-    common = scale(settings["r"], settings["lora_alpha"])
-    rank = pair["a"].shape[-1]
-    factors = []
-    for module in modules:
-        expected = pattern("rank_pattern", module, settings["r"])
-        if expected != rank:
-            raise ValueError(f"{module} has rank {rank} where {CONFIG} says {expected}")
-        factors.append(scale(rank, pattern("alpha_pattern", module, settings["lora_alpha"])) / common)
-    if np.allclose(factors, 1.0, rtol=1e-12, atol=0.0):  # a float's noise in alpha must not touch the weights
-        return pair
-    per_layer = np.asarray(factors, np.float32).reshape(-1, 1, 1)
-    b = (pair["b"] * (per_layer if pair["b"].ndim == 3 else per_layer[0])).astype(pair["b"].dtype)
-    return {"a": pair["a"], "b": b}
+def _check_tensor(files: TensorFiles, folder: pathlib.Path, name: str, shape: tuple[int, ...], module: str) -> None:
+    """Raises unless the tensor is there, of the rank that the settings name, and of the base's sizes."""
+    if name not in files:
+        raise ValueError(f"{folder} has no tensor {name}: every layer must have one")
+    held = files.shape(name)
+    axis = 0 if name.endswith("lora_A.weight") else 1
+    if len(held) == 2 and held[axis] != shape[axis]:
+        raise ValueError(f"{folder}: {module} has rank {held[axis]} where {CONFIG} says {shape[axis]}")
+    try:
+        files.check(name, shape)
+    except ValueError as error:
+        raise ValueError(f"{folder} was made for another base: {error}") from error
 
 
 def _own_block(pair: dict[str, np.ndarray], source: Source, rank: int) -> dict[str, np.ndarray] | None:
@@ -184,18 +151,37 @@ def _own_block(pair: dict[str, np.ndarray], source: Source, rank: int) -> dict[s
     return block if block["a"].any() else None
 
 
-def _refuse_rest(files: TensorFiles, folder: pathlib.Path, family: Family, config: ModelConfig, used: set[str]) -> None:
-    """Raises on tensors that no module took, but for the copy of the base that PEFT writes with a head."""
+def _refuse_rest(
+    files: TensorFiles,
+    folder: pathlib.Path,
+    family: Family,
+    config: ModelConfig,
+    used: set[str],
+    base: str | pathlib.Path | None,
+) -> None:
+    """Raises on tensors that no module took, but for copies of the base's embedding and head.
+
+    PEFT writes those beside an adapter of the head, or when asked to, and puts them into the base that it loads
+    the adapter onto: where they differ from the base's, they were trained.
+    """
     tokens, head = family.modules["tokens"], family.modules["head"]
-    embedding = (config.vocab_size, config.width)
-    copies: dict[str, tuple[int, ...]] = {f"{tokens}.weight": embedding, f"{head}.weight": embedding}
-    copies[f"{head}.bias"] = embedding[:1]
+    copies: dict[str, Path] = {f"{tokens}.weight": ("embed", "tokens")}
+    copies[f"{head}.weight"] = ("embed", "tokens") if config.tied_head else ("head", "kernel")
+    if config.head_bias:
+        copies[f"{head}.bias"] = ("head", "bias")
     for name in sorted(set(files) - used):
         plain = name.removeprefix(ROOT).replace(".base_layer.", ".")
-        if plain in copies:
-            files.check(name, copies[plain])
-        else:
+        if plain not in copies:
             raise ValueError(f"{folder} has the tensor {name}, which adapts nothing that this base has")
+        if base is None:
+            raise ValueError(f"{folder} has the tensor {name}, and no base is named that it could be a copy of")
+        held = TensorFiles(weight_files(resolve(base)))
+        (original,) = family.sources(config, present=set(held))[copies[plain]].names
+        files.check(name, held.shape(original))
+        if not files.equal(name, original, held):
+            raise ValueError(
+                f"{folder} has a trained {plain}, not that of {base}: that is not implemented in an adapter"
+            )
 
 
 def save_adapter(

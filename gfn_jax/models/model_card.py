@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from gfn_jax.models.adapters import CONFIG
+from gfn_jax.models.adapter_settings import CONFIG
 
 _CARD = """---
 {header}
