@@ -65,7 +65,7 @@ class ModelConfig:
         norm_placement: `pre`; `parallel` (attention and MLP read one norm of the same input, GPT-J);
             `parallel_two` (each its own norm of the same input, NeoX); `sandwich` (before and after, Gemma).
         positions: `learned` or `rotary`.
-        rotary_dim: leading dimensions of a head that are rotated.
+        rotary_dim: leading dimensions of a head that are rotated, in pairs.
         rotary_interleaved: rotate pairs (0, 1), (2, 3)... (GPT-J) instead of halves.
         rope_theta: base of the rotary frequencies.
         rope_scaling: their stretch, or None.
@@ -119,8 +119,8 @@ class ModelConfig:
         check(ModelConfig, vars(self))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if self.positions == "rotary" and not 0 < self.rotary_dim <= self.head_dim:
-            raise ValueError(f"rotary_dim {self.rotary_dim} must be in 1..head_dim ({self.head_dim})")
+        if self.positions == "rotary" and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim):
+            raise ValueError(f"rotary_dim {self.rotary_dim} must be even, and in 2..head_dim ({self.head_dim})")
         if self.local_layers and len(self.local_layers) != self.num_layers:
             raise ValueError(f"local_layers names {len(self.local_layers)} layers of {self.num_layers}")
 

@@ -21,17 +21,30 @@ from gfn_jax.types import Params
 Path = tuple[str, ...]
 
 # Settings that cannot change what a frozen decoder computes: dropout and initialisation of training the base,
-# special token ids (the tokenizer's business), other heads, bookkeeping.
+# special token ids (the tokenizer's business), other heads, ways of generating, bookkeeping.
 _HARMLESS = """
-    _attn_implementation_autoset _name_or_path _sliding_window_pattern architectures attention_dropout
-    attn_pdrop auto_map bos_token_id cache_implementation classifier_dropout dtype embd_pdrop
-    eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range is_decoder is_llama_config label2id
-    model_type n_ctx output_attentions output_hidden_states pad_token_id pretraining_tp
-    reorder_and_upcast_attn resid_pdrop return_dict rotary sep_token_id summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
-    tokenizer_class torch_dtype transformers.js_config transformers_version unk_token_id use_cache
+    _attn_implementation_autoset _name_or_path _num_labels _sliding_window_pattern architectures attention_dropout
+    attention_probs_dropout_prob attn_pdrop auto_map begin_suppress_tokens bad_words_ids bos_token_id
+    cache_implementation classifier_dropout custom_pipelines decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob
+    id2label initializer_range is_decoder is_llama_config label2id length_penalty max_length max_sequence_length
+    min_length model_type n_ctx n_special neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_past output_scores pad_token_id
+    predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values reorder_and_upcast_attn
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate rotary sep_token_id sliding_window_size
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+    task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16
+    use_cache
 """
 HARMLESS = frozenset(_HARMLESS.split())
+# What checkpoints say is off though their family's configuration class knows nothing of it.
+_OFF = """
+    add_cross_attention cross_attention_hidden_size pruned_heads rope_interleaved
+    scale_attn_by_inverse_layer_idx tie_encoder_decoder use_mrope
+"""
+OFF = frozenset(_OFF.split())
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -44,7 +57,7 @@ ACTIVATIONS = {
 
 
 class Settings:
-    """A checkpoint's settings, defaults filled in; each must be taken, or be off, harmless or at its default.
+    """A checkpoint's settings, defaults filled in; each must be taken, harmless, at its default, or known and off.
 
     Args:
         model_type: whose settings they are, for messages.
@@ -82,11 +95,16 @@ class Settings:
         return ValueError(f"model_type {self._model_type!r}: {name} = {value!r} is not implemented{rest}")
 
     def finish(self) -> None:
-        """Refuses by name whatever is switched on and was not taken."""
+        """Refuses by name whatever was not taken, unless it is known to change nothing.
+
+        A falsy value is off where the family's configuration class has the setting, off as well. Of any other
+        setting it may be what switches something: `is_causal` false is no decoder.
+        """
         for name, value in self._values.items():
             default = self._defaults.get(name)
-            off = not value and not default
-            if not (off or value == default or name in self._taken or name in HARMLESS):
+            off = not value and not default and (name in self._defaults or name in OFF)
+            at_default = name in self._defaults and value == default
+            if not (off or at_default or name in self._taken or name in HARMLESS):
                 raise self.refusal(name, value)
 
 

@@ -8,11 +8,7 @@ from gfn_jax.models.families.llama import CONSTANTS, MODULES, NAMES, QK_NORMS
 from gfn_jax.models.families.rope import read_rope, write_rope
 from gfn_jax.models.families.window import GLOBAL, LOCAL, read_window, write_window
 
-_NAMES = NAMES | {
-    "head_dim": "head_dim",
-    "attention_softcap": "attn_logit_softcapping",
-    "logit_softcap": "final_logit_softcapping",
-}
+_NAMES = NAMES | {"head_dim": "head_dim", "logit_softcap": "final_logit_softcapping"}
 _CONSTANTS = CONSTANTS | {"norm_offset": 1.0, "norm_placement": "sandwich"}
 _MODULES = MODULES | {
     "attn_post_norm": "model.layers.{}.post_attention_layernorm",
@@ -52,6 +48,7 @@ def _read_gemma2(settings: Settings) -> dict[str, Any]:
 
 
 def _read_gemma3(settings: Settings) -> dict[str, Any]:
+    settings.choose("attn_logit_softcapping", {None: None})  # transformers' Gemma 3 has the setting and ignores it
     rope = settings.take("rope_parameters")
     theta, scaling = read_rope(settings, rope[GLOBAL])
     local_theta, local_scaling = read_rope(settings, rope[LOCAL])
@@ -68,7 +65,7 @@ def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
 
 GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",
-    names=_NAMES,
+    names=_NAMES | {"attention_softcap": "attn_logit_softcapping"},
     constants=_CONSTANTS,
     read=_read_gemma2,
     write=lambda c: _write(c) | {"rope_parameters": write_rope(c.rope_theta, c.rope_scaling)},

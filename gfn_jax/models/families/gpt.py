@@ -66,7 +66,7 @@ def _read_gptj(settings: Settings) -> dict[str, Any]:
         raise settings.refusal("tie_word_embeddings", True)
     if "scale_attn_weights" in settings:  # old files say it; transformers' GPT-J always scales
         settings.choose("scale_attn_weights", {True: True})
-    return fields | {"rotary_dim": settings.take("rotary_dim") or fields["head_dim"]}
+    return fields | {"rotary_dim": settings.take("rotary_dim")}
 
 
 GPTJ = Family(

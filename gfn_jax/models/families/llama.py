@@ -5,7 +5,7 @@ from typing import Any
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families.family import ACTIVATIONS, Family, Settings, activation_name
 from gfn_jax.models.families.rope import read_rope, write_rope
-from gfn_jax.models.families.window import read_window, write_window
+from gfn_jax.models.families.window import checked_width, read_window, write_window
 
 NAMES = {
     "vocab_size": "vocab_size",
@@ -78,8 +78,9 @@ LLAMA = Family(
 
 def _read_mistral(settings: Settings) -> dict[str, Any]:
     width, layers = settings.take("sliding_window"), settings.take("num_hidden_layers")
-    window = {} if width is None else {"local_window": width, "local_layers": (True,) * layers}
-    return read_heads(settings) | window
+    if width is None:
+        return read_heads(settings)
+    return read_heads(settings) | {"local_window": checked_width(settings, width), "local_layers": (True,) * layers}
 
 
 MISTRAL = Family(

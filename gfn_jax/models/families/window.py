@@ -21,9 +21,14 @@ def read_window(settings: Settings) -> dict[str, Any]:
             raise settings.refusal("layer_types", kind, f" (implemented: {LOCAL!r}, {GLOBAL!r})")
     if LOCAL not in types:
         return {}
-    if width is None:
-        raise settings.refusal("sliding_window", None, f" beside layer_types of {LOCAL!r}")
-    return {"local_window": width, "local_layers": tuple(kind == LOCAL for kind in types)}
+    return {"local_window": checked_width(settings, width), "local_layers": tuple(kind == LOCAL for kind in types)}
+
+
+def checked_width(settings: Settings, width: int | None) -> int:
+    """The width of a window that some layer attends through; a ValueError where it has none or shows nothing."""
+    if width is None or width < 1:
+        raise settings.refusal("sliding_window", width, " (implemented: 1 or more)")
+    return width
 
 
 def write_window(config: ModelConfig) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Every family against transformers' torch implementation, and the refusal of what is not implemented."""
 
+import json
+
 import numpy as np
 import pytest
 
-from gfn_jax.models.checkpoint import load_model, save_model
+from gfn_jax.models.checkpoint import load_model, read_config, save_model
 from gfn_jax.models.config import RopeScaling
 from gfn_jax.models.families import MODELS, read_settings, write_settings
+from gfn_jax.text.loading import SHIPPED
 
 TOLERANCE = 1e-4
 
@@ -60,6 +63,21 @@ def test_default_settings_round_trip(model_type):
         (settings("gemma2", use_bidirectional_attention=True), "use_bidirectional_attention"),
         (settings("qwen2", layer_types=["chunked_attention"] * 32), "chunked_attention"),
         (settings("llama", hidden_size="wide"), "hidden_size"),
+        *((settings(model_type, is_causal=off), "is_causal") for model_type in MODELS for off in (False, None, 0)),
+        *((settings(model_type, made_up={}), "made_up") for model_type in MODELS),
+        *((settings(model_type, rope_interleaved=True), "rope_interleaved") for model_type in MODELS),
+        (settings("gemma3_text", attn_logit_softcapping=50.0), "attn_logit_softcapping"),
+        (settings("gemma3_text", attn_logit_softcapping=0.0), "attn_logit_softcapping"),
+        (settings("mistral", sliding_window=0), "sliding_window = 0"),
+        (settings("mistral", sliding_window=-1), "sliding_window = -1"),
+        (settings("gemma2", sliding_window=0), "sliding_window = 0"),
+        (settings("qwen2", use_sliding_window=True, sliding_window=-1, max_window_layers=0), "sliding_window = -1"),
+        (settings("gptj", rotary_dim=63), "rotary_dim 63"),
+        (settings("gptj", rotary_dim=0), "rotary_dim 0"),
+        (settings("gptj", rotary_dim=None), "rotary_dim"),
+        (settings("gpt_neox", rotary_pct=0.2), "rotary_dim 19"),
+        (settings("gpt_neox", rotary_pct=0.0), "rotary_dim 0"),
+        (settings("llama", head_dim=7), "7"),
         ({}, "model_type"),
     ],
 )
@@ -69,15 +87,73 @@ def test_refusals_name_what_they_refuse(raw, named):
     assert "\n" not in str(caught.value)
 
 
-# What config.json files of well-known models say beside sizes and token ids.
-OLD_GPT = {"n_ctx": 1024, "summary_type": "cls_index", "task_specific_params": {"text-generation": {}}}
+# What config.json files of well-known models say, but for sizes that change nothing here.
+OLD_GPT = {
+    "activation_function": "gelu_new",
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 50256,
+    "gradient_checkpointing": False,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "n_ctx": 1024,
+    "n_inner": None,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "use_cache": True,
+}
+LLAMA = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+}
+QWEN = {"attention_dropout": 0.0, "max_window_layers": 28, "rope_theta": 1000000.0, "use_sliding_window": False}
 KNOWN = {
-    "gpt2": OLD_GPT | {"model_type": "gpt2"},
+    "gpt2": OLD_GPT | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+    "gpt2-medium": OLD_GPT | {"model_type": "gpt2", "n_special": 0, "predict_special_tokens": True},
+    "gpt2-xl": OLD_GPT | {"model_type": "gpt2", "output_past": True, "reorder_and_upcast_attn": False},
+    "distilgpt2": OLD_GPT
+    | {"model_type": "gpt2", "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
     "gpt-j": OLD_GPT
-    | {"model_type": "gptj", "rotary": True, "scale_attn_weights": True, "tokenizer_class": "GPT2Tokenizer"},
-    "pythia": {"model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 10000, "torch_dtype": "float16"},
-    "llama-3.2": {
-        "model_type": "llama",
+    | {"model_type": "gptj", "rotary": True, "rotary_dim": 64, "scale_attn_weights": True, "n_positions": 2048}
+    | {"tokenizer_class": "GPT2Tokenizer", "tie_word_embeddings": False},
+    "pythia": {
+        "model_type": "gpt_neox",
+        "hidden_act": "gelu",
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_parallel_residual": True,
+    },
+    "gpt-neox-20b": {
+        "model_type": "gpt_neox",
+        "attention_probs_dropout_prob": 0,
+        "hidden_act": "gelu_fast",
+        "hidden_dropout_prob": 0,
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+    },
+    "llama-3.2": LLAMA
+    | {
         "max_position_embeddings": 131072,
         "rope_theta": 500000.0,
         "rope_scaling": {
@@ -87,30 +163,111 @@ KNOWN = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
-        "pretraining_tp": 1,
     },
-    "smollm2": {
-        "model_type": "llama",
+    "llama-3.2-unsloth": LLAMA | {"pad_token_id": 128004, "unsloth_fixed": True, "unsloth_version": "2025.3.3"},
+    "llama-2": LLAMA | {"max_length": 4096, "temperature": 0.6, "top_p": 0.9, "do_sample": True},
+    "smollm2": LLAMA
+    | {
         "is_llama_config": True,
         "rope_interleaved": False,
-        "transformers.js_config": {"dtype": "q4"},
+        "rope_theta": 100000,
+        "transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"fp16": "float16", "q4f16": "float16"}},
     },
-    "mistral": {"model_type": "mistral", "rope_theta": 10000.0, "sliding_window": 4096},
-    "qwen2.5": {"model_type": "qwen2", "use_mrope": False, "use_sliding_window": False, "sliding_window": 32768},
+    "mistral": {
+        "model_type": "mistral",
+        "attention_dropout": 0.0,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+    },
+    "mistral-0.3": {"model_type": "mistral", "rope_theta": 1000000.0, "sliding_window": None, "head_dim": 128},
+    "qwen2.5": QWEN | {"model_type": "qwen2", "use_mrope": False, "sliding_window": 32768},
+    "qwen3": QWEN
+    | {"model_type": "qwen3", "attention_bias": False, "head_dim": 128, "rope_scaling": None, "sliding_window": None},
     "gemma-2": {
         "model_type": "gemma2",
-        "hidden_act": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": 50.0,
         "cache_implementation": "hybrid",
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_size": 4096,
     },
     "gemma-3": {
         "model_type": "gemma3_text",
+        "attn_logit_softcapping": None,
+        "cache_implementation": "hybrid",
+        "final_logit_softcapping": None,
+        "sliding_window": 512,
         "sliding_window_pattern": 6,
         "rope_theta": 1000000,
         "rope_local_base_freq": 10000,
         "rope_scaling": None,
-        "cache_implementation": "hybrid",
     },
 }
+# What older versions of transformers wrote of every model, asked for all that they knew.
+OLD_DEFAULTS = {
+    "add_cross_attention": False,
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "finetuning_task": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "prefix": None,
+    "problem_type": None,
+    "pruned_heads": {},
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "sep_token_id": None,
+    "suppress_tokens": None,
+    "temperature": 1.0,
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "tokenizer_class": None,
+    "top_k": 50,
+    "top_p": 1.0,
+    "torchscript": False,
+    "typical_p": 1.0,
+    "use_bfloat16": False,
+}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_all_that_transformers_writes_is_read(model_type, tmp_path):
+    from transformers import CONFIG_MAPPING
+
+    configuration = CONFIG_MAPPING[model_type]()
+    configuration.save_pretrained(tmp_path)
+    config = read_config(tmp_path)[1]
+    assert config == read_settings(configuration.to_dict())
+    assert config == read_settings(json.loads(configuration.to_json_string(use_diff=False)))
+    assert config == read_settings(configuration.to_dict() | OLD_DEFAULTS)
+
+
+@pytest.mark.parametrize("file", sorted((SHIPPED / "shapes").glob("*.json")), ids=lambda file: file.stem)
+def test_shapes_that_the_project_ships_are_read(file):
+    read_settings(json.loads(file.read_text()))
 
 
 @pytest.mark.parametrize("name", KNOWN)
