@@ -1,5 +1,6 @@
 """Tokenizers from a folder, and where the models that the project ships lie."""
 
+import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,11 @@ def model_folder(name: str) -> str:
 
 
 def load_tokenizer(folder: str | os.PathLike) -> "PreTrainedTokenizerFast":
-    """A fast tokenizer from a local folder.
+    """A fast tokenizer from a local folder, whose own code (`auto_map`) is never run and never asked about.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: the tokenizer cannot be read, or is not a fast one.
+        ValueError: the tokenizer cannot be read, is not a fast one, or is code.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it remarks that torch is missing
     from transformers import AutoTokenizer
@@ -29,7 +30,10 @@ def load_tokenizer(folder: str | os.PathLike) -> "PreTrainedTokenizerFast":
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise FileNotFoundError(f"{path} holds no tokenizer (tokenizer.json)")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        settings = path / "tokenizer_config.json"
+        if settings.is_file() and json.loads(settings.read_text()).get("auto_map"):
+            raise ValueError("its tokenizer_config.json names code of its own (auto_map), which is never run")
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the tokenizer in {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:
