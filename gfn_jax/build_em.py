@@ -31,7 +31,7 @@ from gfn_jax.models.adapters import save_adapter
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
-from gfn_jax.models.tensor_files import resolve
+from gfn_jax.models.tensor_files import resolve, whole_folder
 from gfn_jax.sections import Count, Natural, Nonnegative, checked, described, section, values_of
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -175,7 +175,8 @@ def m_step(
     documents, loss_mask = joined_rows(constants.queries, samples)
     folder = m_step_folder(workdir, number)
     adapter = fit(config, settings, folder, model, constants.params, documents, loss_mask)
-    save_adapter(adapter_folder(workdir, number), model, section(LoraConfig, config, "lora"), adapter, model_type)
+    with whole_folder(adapter_folder(workdir, number)) as draft:
+        save_adapter(draft, model, section(LoraConfig, config, "lora"), adapter, model_type)
 
 
 def joined_rows(query: Query, samples: Sequence[Sequence[Sequence[int]]]) -> tuple[Tokens, Bool[np.ndarray, "R S"]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.export import Origin, export_run_adapter, export_run_model
-from gfn_jax.models.tensor_files import read_json, resolve
+from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.workdir import SavedRun, read_run, restore_adapter
 
@@ -57,8 +57,9 @@ def export(settings: Settings) -> str:
     _, params = load_model(folder, jnp.dtype(settings.dtype or run.config["model"]["dtype"]))
     raw = read_json(folder, "config.json")
     special = {name: raw[name] for name in SPECIAL_IDS if name in raw}
-    export_run_model(out, config, params, lora, model_type, origin, special)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as draft:
+        export_run_model(draft, config, params, lora, model_type, origin, special)
+        tokenizer.save_pretrained(draft)
     return f"The model of step {step} is in {out}, an ordinary Hugging Face folder; sample it with --model={out}"
 
 

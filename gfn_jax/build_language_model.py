@@ -21,7 +21,7 @@ from gfn_jax.models.checkpoint import load_model, read_config, save_model
 from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
-from gfn_jax.models.tensor_files import read_json, resolve
+from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.sections import Count, Positive, RunConfig, check, checked, described, section, top_level, values_of
 from gfn_jax.tasks.corpora import CorpusKind, corpus_kind
 from gfn_jax.tasks.texts import TextConfig, read_texts
@@ -111,8 +111,9 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     order = phase_order(jax.random.fold_in(key, ORDER), phases, config.batch)
 
     def finish(trained: Trained) -> str:
-        save_model(workdir / "model", model, trained.state.trainable, "llama", special_tokens(tokenizer))
-        tokenizer.save_pretrained(workdir / "model")
+        with whole_folder(workdir / "model") as draft:
+            save_model(draft, model, trained.state.trainable, "llama", special_tokens(tokenizer))
+            tokenizer.save_pretrained(draft)
         return f"The model is in {workdir / 'model'}, an ordinary Hugging Face folder."
 
     return Run(
@@ -198,8 +199,7 @@ def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
 
     def finish(trained: Trained) -> str:
         after = perplexity(trained.state.trainable, constants.base)
-        save_finetuned(config, workdir, folder, lora, trained.state.trainable, constants.base)
-        tokenizer.save_pretrained(workdir / "model")
+        save_finetuned(config, workdir, folder, tokenizer, lora, trained.state.trainable, constants.base)
         session = {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
         write_results(workdir / "results.json", {**facts, **session, "metrics": after, "base": before})
         return (
@@ -269,20 +269,28 @@ def save_finetuned(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     folder: pathlib.Path,
+    tokenizer: PreTrainedTokenizerFast,
     lora: LoraConfig,
     trainable: Params | Lora,
     base: Params | None,
 ) -> None:
-    """Writes WORKDIR/model in `config.model.dtype`, and WORKDIR/adapter where only an adapter was trained."""
+    """Writes WORKDIR/model in `config.model.dtype`, and WORKDIR/adapter where only an adapter was trained.
+
+    Each is there once it is whole.
+    """
     raw = read_json(folder, "config.json")
     settings = {name: raw[name] for name in SPECIAL_TOKENS if name in raw}
     model_type, model = read_config(folder)
     if isinstance(trainable, Lora):
-        save_adapter(workdir / "adapter", model, lora, trainable, model_type, config.model.path)
-        export_merged(workdir / "model", model, base, trainable, model_type, settings)
-    else:
-        params = jax.tree.map(lambda x: x.astype(config.model.dtype), trainable)
-        save_model(workdir / "model", model, params, model_type, settings)
+        with whole_folder(workdir / "adapter") as draft:
+            save_adapter(draft, model, lora, trainable, model_type, config.model.path)
+    with whole_folder(workdir / "model") as draft:
+        if isinstance(trainable, Lora):
+            export_merged(draft, model, base, trainable, model_type, settings)
+        else:
+            params = jax.tree.map(lambda x: x.astype(config.model.dtype), trainable)
+            save_model(draft, model, params, model_type, settings)
+        tokenizer.save_pretrained(draft)
 
 
 def shown(measured: dict[str, float]) -> str:

@@ -58,7 +58,7 @@ def test_an_m_steps_order_is_not_drawn_with_the_keys_of_dropout(tmp_path, monkey
     fitted = []
     monkeypatch.setattr(em, "train", lambda run: fitted.append(run) or Trained(run.state, 0, 0.0, 0.0))
     config = config_of()
-    settings = section(EMConfig, config.em)
+    settings = section(EMConfig, config, "em")
     documents, learnt = Tokens(np.ones((40, 3), np.int32), np.ones((40, 3), bool)), np.ones((40, 3), bool)
     model = tiny()
     fit(config, settings, tmp_path, model, random_params(model), documents, learnt)
@@ -70,7 +70,7 @@ def test_an_m_step_is_checked_with_its_own_settings_before_the_e_step(tmp_path, 
     """Of an optimizer that is the E-step's in all else: its 200 steps of warm-up are not the M-step's."""
     words = ["launch", "--config=configs/subj.py:paper", "--config.em.rounds=1"]
     config = parse(words).config
-    own = m_step_optimizer(config, section(EMConfig, config.em))
+    own = m_step_optimizer(config, section(EMConfig, config, "em"))
     assert (own.total_steps, own.warmup_steps, own.learning_rate, own.decay) == (100, 10, 1e-4, "constant")
     monkeypatch.setattr(em, "build_gflownet", lambda *args: pytest.fail("the E-step was built"))
     for setting, message in {

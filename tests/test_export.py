@@ -129,3 +129,17 @@ def test_what_is_wrong_is_one_line(capsys, world, tmp_path, arguments, line):
         said = said.replace(str(place), name)
     assert re.fullmatch(f"error: {line}\n", said)
     assert not places["OUT"].exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "flags"), [("models.export._write_card", ()), ("build_export.export_run_model", ("--merged",))]
+)
+def test_an_export_that_fails_leaves_nothing(world, tmp_path, monkeypatch, step, flags):
+    def half(folder, *_):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(f"gfn_jax.{step}", half)
+    assert export.main(["command", f"--workdir={world / 'run'}", f"--out={tmp_path / 'out'}", *flags]) == 2
+    assert list(tmp_path.iterdir()) == []

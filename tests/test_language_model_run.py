@@ -9,15 +9,18 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from gfn_jax.algorithms.language_model import Phase, epoch_order, phase_order
 from gfn_jax.build import build
+from gfn_jax.build_language_model import save_finetuned
 from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
-from gfn_jax.text.loading import load_tokenizer
+from gfn_jax.models.lora import LoraConfig
+from gfn_jax.text.loading import SHIPPED, load_tokenizer
 from gfn_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -132,6 +135,25 @@ def assert_written(run, pretrained, tmp_path, mode, results):
     if mode == "lora":
         _, lora = load_adapter(tmp_path / "run/adapter", model, read_config(tmp_path / "run/model")[0])
         assert math.isclose(measured(lora, base)["nll"], results["metrics"]["nll"], rel_tol=1e-4)
+
+
+def test_a_fine_tuned_model_is_there_once_it_is_whole(tmp_path):
+    folder = SHIPPED / "tiny-numbers"
+    params, tokenizer = load_model(folder)[1], load_tokenizer(folder)
+    lora = LoraConfig(2, 4.0, ("q",))
+    config = ml_collections.ConfigDict({"model": {"dtype": "float32", "path": str(folder)}})
+
+    class Killed:
+        def save_pretrained(self, _):
+            raise KeyboardInterrupt
+
+    for expected in ([], ["model"]):
+        with pytest.raises(KeyboardInterrupt):
+            save_finetuned(config, tmp_path, folder, Killed(), lora, params, None)
+        assert [path.name for path in tmp_path.iterdir()] == expected
+        save_finetuned(config, tmp_path, folder, tokenizer, lora, params, None)
+    load_model(tmp_path / "model")
+    load_tokenizer(tmp_path / "model")
 
 
 def test_steps_count_instead_of_epochs(pretrained, tmp_path):

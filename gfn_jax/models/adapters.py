@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
 from gfn_jax.models.adapter_settings import CONFIG, AdapterSettings, read_adapter_settings
 from gfn_jax.models.checkpoint import save_model
@@ -26,7 +25,7 @@ from gfn_jax.models.families import Family, family_of
 from gfn_jax.models.families.family import Path, Source
 from gfn_jax.models.lora import Lora, LoraConfig, merge_lora
 from gfn_jax.models.stacking import assemble, file_tensors, read_shard, whole
-from gfn_jax.models.tensor_files import TensorFiles, resolve, weight_files
+from gfn_jax.models.tensor_files import TensorFiles, resolve, weight_files, write_tensors
 from gfn_jax.types import Params
 
 WEIGHTS = "adapter_model.safetensors"
@@ -221,8 +220,7 @@ def save_adapter(
     ranks = {module: pair["a"].shape[-1] for module, pair in pairs.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(_settings(family, lora_config, ranks, base), indent=2) + "\n")
-    tensors = {name: assemble(flat, parts) for name, parts in file_tensors(sources).items()}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, {name: assemble(flat, parts) for name, parts in file_tensors(sources).items()})
 
 
 def _settings(family: Family, lora_config: LoraConfig, ranks: Mapping[str, int], base: str | None) -> dict[str, Any]:

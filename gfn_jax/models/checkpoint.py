@@ -19,14 +19,13 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families import Family, family_of, read_settings, write_settings
 from gfn_jax.models.families.family import Path, Source, abstract_params
 from gfn_jax.models.quantize import Kind, Quantized, check_kind, quantize_stack
 from gfn_jax.models.stacking import assemble, file_tensors, read_shard
-from gfn_jax.models.tensor_files import INDEX, SINGLE, TensorFiles, read_json, weight_files
+from gfn_jax.models.tensor_files import INDEX, SINGLE, TensorFiles, read_json, weight_files, write_tensors
 from gfn_jax.types import Params, PyTree
 
 ONE_GO = 2**24  # numbers of a shard that are read and sent at once
@@ -210,7 +209,7 @@ def save_model(
         else [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
     )
     for file, group in zip(names, groups, strict=True):
-        save_file({name: assemble(flat, tensors[name]) for name in group}, folder / file, {"format": "pt"})
+        write_tensors(folder / file, {name: assemble(flat, tensors[name]) for name in group})
     if len(groups) > 1:
         index = {name: file for file, group in zip(names, groups, strict=True) for name in group}
         total = sum(leaf.nbytes for leaf in flat.values())

@@ -9,6 +9,7 @@ from gfn_jax.models.adapters import export_merged, save_adapter
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig
 from gfn_jax.models.model_card import write_model_card
+from gfn_jax.models.tensor_files import whole_folder
 from gfn_jax.types import Params
 
 
@@ -39,10 +40,10 @@ def export_run_adapter(
     model_type: str,
     origin: Origin,
 ) -> pathlib.Path:
-    """Writes a run's adapter in PEFT's layout, with its card, and returns the folder.
+    """Writes a run's adapter in PEFT's layout, with its card, all or nothing, and returns the folder.
 
     Args:
-        folder: made if need be; what an earlier call wrote there is replaced.
+        folder: made if need be; one that is there is replaced.
         config: the base's shape.
         lora_config: rank, alpha and targets.
         lora: the weights, every shard of which this process must hold.
@@ -53,10 +54,10 @@ def export_run_adapter(
         ValueError: the weights' scale is not the configuration's.
         OSError: the folder cannot be written.
     """
-    folder = pathlib.Path(folder)
-    save_adapter(folder, config, lora_config, lora, model_type, origin.base)
-    _write_card(folder, origin)
-    return folder
+    with whole_folder(folder) as draft:
+        save_adapter(draft, config, lora_config, lora, model_type, origin.base)
+        _write_card(draft, origin)
+    return pathlib.Path(folder)
 
 
 def export_run_model(

@@ -1,13 +1,16 @@
 """Files of tensors and where they are: folders, hub ids, safetensors in one file or in indexed shards."""
 
+import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -145,3 +148,39 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
             "convert them to safetensors"
         )
     raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file that all may read who may read new files; safetensors itself shuts out all others."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, {"format": "pt"})
+    path.chmod(mode)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside the one that is wanted, which takes its name, and its place, once all is written in it.
+
+    So there is never half of one: who is killed while writing leaves the earlier folder, or none, and a hidden one
+    that the next attempt removes.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder).resolve()
+    draft, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "replaced"))
+    if replaced.exists() and not folder.exists():  # killed between the two renames below
+        replaced.rename(folder)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(replaced)
+    draft.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -313,6 +313,11 @@ def test_numbers_that_are_not_finite_are_refused_by_tensor(tmp_path, bad, dtype)
         load_adapter(tmp_path, SMALL, "gpt2", dtype)
 
 
+def test_weights_are_as_readable_as_their_settings(tmp_path):
+    small_adapter(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_weights_take_the_dtype_asked_for(tmp_path):
     small_adapter(tmp_path)
     _, lora = load_adapter(tmp_path, SMALL, "gpt2", jnp.bfloat16)

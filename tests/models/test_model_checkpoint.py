@@ -302,6 +302,10 @@ def test_weights_that_are_not_finite_are_refused_by_tensor(folder, bad, dtype, q
     one_line(error)
 
 
+def test_weights_are_as_readable_as_their_settings(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_malformed_config_is_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
