@@ -96,7 +96,7 @@ def read_adapter_settings(folder: pathlib.Path, num_layers: int) -> AdapterSetti
             raise ValueError(f"{where} lacks {name!r}")
         if not valid(settings[name]):
             raise ValueError(f"{where}: {name} = {_shown(settings[name])} is not implemented; {expected}")
-    known = {*optional, "r", "lora_alpha", *HARMLESS}
+    known = {*optional, "r", "lora_alpha", *HARMLESS}  # any other of PEFT's settings is off where it is falsy
     for name, value in given.items():
         if value and name not in known:
             raise ValueError(f"{where}: {name} = {_shown(value)} is not implemented")
@@ -133,11 +133,11 @@ def _checks(num_layers: int) -> dict[str, tuple[Callable[[Any], bool], str]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38  # float32; no NaN is
 
 
 def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 
 def _pattern(where: str, key: str) -> re.Pattern[str]:

@@ -110,17 +110,23 @@ def _read_pair(
     """
     modules = [name.removeprefix(ROOT).removesuffix(".lora_A.weight") for name in sources["a"].names]
     ranks = [settings.rank_of(module) for module in modules]
-    stack, rank = len(modules), max(ranks)
-    pair = {"a": np.zeros((stack, size[0], rank), dtype), "b": np.zeros((stack, rank, size[1]), dtype)}
+    parts: dict[str, list[np.ndarray]] = {"a": [], "b": []}
     for letter, source in sources.items():
-        for layer, name in enumerate(source.names):
-            shape = (size[0], ranks[layer]) if letter == "a" else (ranks[layer], size[1])
+        for name, module, rank in zip(source.names, modules, ranks, strict=True):
+            shape = (size[0], rank) if letter == "a" else (rank, size[1])
             one = dataclasses.replace(source, names=(name,), stacked=False)
-            _check_tensor(files, folder, name, one.shape(shape), modules[layer])
-            pair[letter][layer][whole(shape)] = read_shard(files, one, shape[-1], whole(shape), dtype)
+            _check_tensor(files, folder, name, one.shape(shape), module)
+            parts[letter].append(read_shard(files, one, shape[-1], whole(shape), dtype))
+    missing = [max(ranks) - rank for rank in ranks]
+    a = np.stack([np.pad(part, [(0, 0), (0, more)]) for part, more in zip(parts["a"], missing, strict=True)])
+    b = np.stack([np.pad(part, [(0, more), (0, 0)]) for part, more in zip(parts["b"], missing, strict=True)])
     factors = np.array([settings.scale_of(module) / settings.scale for module in modules], np.float64)
     if not np.allclose(factors, 1.0, rtol=1e-12, atol=0.0):  # a float's noise in alpha must not touch the weights
-        pair["b"] = (pair["b"] * factors.astype(np.float32)[:, None, None]).astype(pair["b"].dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            b = (b * factors.astype(np.float32)[:, None, None]).astype(b.dtype)
+        if not np.isfinite(b).all():
+            raise ValueError(f"{folder}: lora_alpha and the alpha of {modules[0]} and its like are too far apart")
+    pair = {"a": a, "b": b}
     return pair if sources["a"].stacked else {letter: values[0] for letter, values in pair.items()}
 
 

@@ -359,8 +359,8 @@ def test_another_kind_of_adapter_is_named(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("lora_alpha", value) for value in (0, 0.0, math.nan, math.inf, "16", True, [4])),
-        *(("r", value) for value in (0, -2, 2.5, "8", True, {})),
+        *(("lora_alpha", value) for value in (0, 0.0, math.nan, math.inf, 10**400, "16", True, [4])),
+        *(("r", value) for value in (0, -2, 2.5, 10**400, "8", True, {})),
         *(("lora_dropout", value) for value in (math.nan, -0.5, 1.5, "0.1")),
         ("use_rslora", "yes"),
         *(("layers_to_transform", value) for value in ([0], [1, 2], 0, "all")),
@@ -425,6 +425,15 @@ def test_a_rank_that_the_settings_do_not_name_is_refused(tmp_path):
     small_adapter(tmp_path, ("o",))
     edit(tmp_path, r=5)
     with pytest.raises(ValueError, match="rank 2 where"):
+        load_adapter(tmp_path, SMALL, "gpt2")
+    edit(tmp_path, r=2**30)  # more than there is memory for
+    with pytest.raises(ValueError, match="rank 2 where"):
+        load_adapter(tmp_path, SMALL, "gpt2")
+    edit(tmp_path, r=2, rank_pattern={"^transformer.h.1.attn.c_proj": 2**30})
+    with pytest.raises(ValueError, match="rank 2 where"):
+        load_adapter(tmp_path, SMALL, "gpt2")
+    edit(tmp_path, rank_pattern={}, lora_alpha=1e-30, alpha_pattern={"c_proj": 1e30})
+    with pytest.raises(ValueError, match="too far apart"):
         load_adapter(tmp_path, SMALL, "gpt2")
 
 
