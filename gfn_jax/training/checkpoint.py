@@ -42,8 +42,8 @@ _STATUS = r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a config; the order of its keys does not matter."""
-    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that name a config; the order of its keys and its `evaluation` do not matter."""
+    return hashlib.sha256(_canonical(_owning(config)).encode()).hexdigest()[:12]
 
 
 def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
@@ -54,7 +54,8 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
 
     Args:
         workdir: where a run writes; created if need be.
-        config: what the result depends on, as nested mappings of plain values.
+        config: what the result depends on, as nested mappings of plain values; how it is evaluated (`evaluation`)
+            may differ from session to session.
 
     Raises:
         ValueError: another process is at work there, checkpoints of another config lie there (the keys that differ
@@ -69,7 +70,7 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
             owner = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} cannot be read ({error}); use another --workdir") from error
-        differing = list(_differences(owner, json.loads(_canonical(config))))
+        differing = list(_differences(_owning(owner), _owning(json.loads(_canonical(config)))))
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             raise ValueError(
@@ -80,6 +81,10 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
         partial.write_text(_canonical(config) + "\n")
         os.replace(partial, path)
     return config_digest(config)
+
+
+def _owning(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "evaluation"}
 
 
 def _canonical(config: Mapping[str, Any]) -> str:

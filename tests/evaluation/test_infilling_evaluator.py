@@ -127,6 +127,7 @@ def test_a_report_holds_every_writer(evaluator, params, task):
 def test_real_stories_are_measured_by_text_and_judge(evaluator, params, monkeypatch):
     monkeypatch.setattr(Infilling, "candidates", lambda self, split, example: {})
     read = []
+    monkeypatch.setattr(Judge, "check", lambda self: None)
     monkeypatch.setattr(Judge, "score", lambda self, story: read.append(story) or 2.0)
     config = dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1", judge_model="m")
     findings = dataclasses.replace(evaluator, config=config, _posteriors={}).report(params, None)

@@ -184,6 +184,12 @@ def test_a_workdir_takes_one_config(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0
 
 
+def test_how_a_run_is_evaluated_is_no_part_of_what_its_workdir_belongs_to(tmp_path):
+    digest = claim_workdir(tmp_path, {**CONFIG, "evaluation": {"every": 10, "encoder": "absent"}})
+    saved(tmp_path, [1]).close()
+    assert claim_workdir(tmp_path, {**CONFIG, "evaluation": {"every": 20}}) == digest == config_digest(CONFIG)
+
+
 def test_a_workdir_without_a_checkpoint_is_nobodys(tmp_path):
     claim_workdir(tmp_path, {"learning_rate": -1.0})
     Checkpointer(tmp_path, "digest").close()
