@@ -14,6 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from gfn_jax.text.loading import check_no_code
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -60,6 +62,9 @@ class BertScore:
         if not pathlib.Path(folder).is_dir():  # the package would look for it on the network
             raise ValueError(f"evaluation.bert_folder: there is no folder {folder}")
         try:
+            check_no_code(
+                pathlib.Path(folder), "config.json", "tokenizer_config.json"
+            )  # the package would ask for leave
             self._scorer = bert_score.BERTScorer(model_type=folder, num_layers=layers)
         except (OSError, ValueError, AssertionError) as error:
             raise ValueError(f"{folder} holds no encoder of {layers} layers or more: {error}") from error

@@ -16,6 +16,13 @@ def model_folder(name: str) -> str:
     return str(SHIPPED / name) if (SHIPPED / name).is_dir() else name
 
 
+def check_no_code(folder: pathlib.Path, *names: str) -> None:
+    """Raises ValueError where a settings file of the folder names Python of its own (`auto_map`)."""
+    for name in names:
+        if (folder / name).is_file() and json.loads((folder / name).read_text()).get("auto_map"):
+            raise ValueError(f"its {name} names code of its own (auto_map), which is never run")
+
+
 def load_tokenizer(folder: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """A fast tokenizer from a local folder, whose own code (`auto_map`) is never run and never asked about.
 
@@ -30,9 +37,7 @@ def load_tokenizer(folder: str | os.PathLike) -> "PreTrainedTokenizerFast":
     if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise FileNotFoundError(f"{path} holds no tokenizer (tokenizer.json)")
     try:
-        settings = path / "tokenizer_config.json"
-        if settings.is_file() and json.loads(settings.read_text()).get("auto_map"):
-            raise ValueError("its tokenizer_config.json names code of its own (auto_map), which is never run")
+        check_no_code(path, "tokenizer_config.json")
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the tokenizer in {path} cannot be read: {str(error).splitlines()[0]}") from error

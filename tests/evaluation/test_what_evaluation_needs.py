@@ -8,6 +8,7 @@ import pytest
 
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
+from gfn_jax.evaluation.text_metrics import BertScore
 
 SENTENCES = ContinuationEvaluator, ContinuationEvaluationConfig(1, 0, 4, 2, 0, (), (), False, 1, 1.0, None)
 STORIES = InfillingEvaluator, InfillingEvaluationConfig(1, 3, 4, 2, 1.0, 2, 0, None, 1, None, None, 1)
@@ -25,6 +26,13 @@ PACKAGES = {
     "bert_score": types.SimpleNamespace(BERTScorer=Refusing),
 }
 JUDGE = {"judge_url": "http://localhost:9/v1", "judge_model": "m"}
+
+
+def test_the_code_of_an_encoders_folder_is_refused_not_run(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "bert_score", types.SimpleNamespace(BERTScorer=lambda **_: pytest.fail("loaded")))
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "own.Own"}}')
+    with pytest.raises(ValueError, match=r"config.json names code of its own \(auto_map\), which is never run"):
+        BertScore(str(tmp_path), 1)
 
 
 @pytest.mark.parametrize(
