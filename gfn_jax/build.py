@@ -7,7 +7,7 @@ import ml_collections
 from gfn_jax.build_em import build_em
 from gfn_jax.build_gflownet import build_gflownet
 from gfn_jax.build_language_model import LANGUAGE_MODELING
-from gfn_jax.sections import RunConfig, top_level
+from gfn_jax.sections import RunConfig, check_secrets, top_level
 from gfn_jax.training.loop import Run
 
 
@@ -23,6 +23,7 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str
         ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
     """
     top_level(RunConfig, config)  # what any run has: a config of another command is none of these
+    check_secrets(config)
     if config.task in LANGUAGE_MODELING:
         return LANGUAGE_MODELING[config.task](config, workdir)
     if "em" in config and config.em.rounds:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ import ml_collections
 Section = TypeVar("Section")
 LARGEST_FLOAT = 3e38  # what lies beyond is infinite in float32
 LARGEST_INT = 2**31 - 1  # steps and indices are int32
+
+_USER = re.compile(r"\s*[\w+.-]+://[^/?#]*@")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +205,19 @@ def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What training depends on, as plain values: what a workdir belongs to. How, and how often, to look is no part."""
     looking = ("log_every", "save_every", "tensorboard", "evaluation")
     return {name: value for name, value in config.to_dict().items() if name not in looking}
+
+
+def check_secrets(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError where a value is a URL with a user name or a password: a run writes down what it was told."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                check(f"{name}.{key}" if name else key, inner)
+        elif isinstance(value, str) and _USER.match(value):
+            raise ValueError(f"{name} is a URL with a user name or a password in it, which a run would write down")
+
+    check("", config.to_dict())
 
 
 def imported(path: str) -> Any:

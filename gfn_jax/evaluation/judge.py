@@ -13,8 +13,10 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +43,14 @@ class Judge:
     """Where the judge is.
 
     Attributes:
-        url: of the API, up to and with its version ("http://localhost:8000/v1").
+        url: of the API, up to and with its version ("http://localhost:8000/v1"); it is logged, so it holds no secret.
         model: its name there.
         timeout: seconds to wait for an answer.
         retries: further attempts after one that failed.
         key_variable: the environment variable that holds the key; none is sent where it is not set.
+
+    Raises:
+        ValueError: a URL or a key that cannot be one; neither is repeated.
     """
 
     url: str
@@ -53,6 +58,24 @@ class Judge:
     timeout: float = 60.0
     retries: int = 2
     key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self):
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "the judge's URL must be http(s)://HOST[:PORT]/PATH, without a user name, a password or a query; "
+                f"its key is read from {self.key_variable}"
+            )
+        self._key()
+
+    def _key(self) -> str:
+        """The key, or nothing. Raises ValueError where no header could hold it."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not re.fullmatch("[!-~]*", key):
+            raise ValueError(
+                f"{self.key_variable} holds a character that no key has: a space, a line break or no ASCII"
+            )
+        return key
 
     def check(self) -> None:
         """Asks for the list of models, without a key: any answer shows that somebody is there.
@@ -105,11 +128,18 @@ class Judge:
             "max_tokens": 8,
         }
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.key_variable)
-        if key:
+        if key := self._key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+        with urllib.request.build_opener(_StayHere).open(request, timeout=self.timeout) as response:
             return str(json.loads(response.read())["choices"][0]["message"]["content"])
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key is for one host alone, and a question sent on would lose its body."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        host = urllib.parse.urlsplit(newurl).hostname
+        raise urllib.error.HTTPError(req.full_url, code, f"redirects to {host} are not followed", headers, fp)

@@ -7,19 +7,28 @@ import threading
 import pytest
 
 from gfn_jax.evaluation.judge import Judge
+from gfn_jax.launch import main
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the next of `server.replies`: a text as a chat completion, a number as an HTTP status."""
+    """Answers with the next of `server.replies`: a text as a chat completion, a number as an HTTP status.
+
+    A URL as a text is where it redirects to, with status 302, which is then asked by GET.
+    """
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "null")
         self.server.asked.append((self.path, self.headers.get("Authorization"), body))
         reply = self.server.replies.pop(0)
-        self.send_response(reply if isinstance(reply, int) else 200)
+        redirects = isinstance(reply, str) and reply.startswith("http://")
+        self.send_response(reply if isinstance(reply, int) else 302 if redirects else 200)
+        if redirects:
+            self.send_header("Location", reply)
         self.end_headers()
         if not isinstance(reply, int):
             self.wfile.write(reply if isinstance(reply, bytes) else completion(reply))
+
+    do_GET = do_POST
 
     def log_message(self, *args):
         pass
@@ -63,6 +72,53 @@ def test_no_key_is_sent_where_there_is_none(server):
     server.replies = ["3"]
     judge_of(server).score("Ann ran.")
     assert server.asked[0][1] is None
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_key_follows_no_redirect(server, monkeypatch, caplog, host):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.replies = [f"http://{host}:{server.server_port}/elsewhere", "4"]
+    assert judge_of(server, retries=0).score("Ann ran.") is None
+    assert [path for path, _, _ in server.asked] == ["/v1/chat/completions"]
+    assert f"redirects to {host} are not followed" in caplog.text
+
+
+def test_a_key_is_stripped(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " secret\n")
+    server.replies = ["4"]
+    assert judge_of(server).score("Ann ran.") == 4
+    assert server.asked[0][1] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["first\nsecond", "first second", "first\u2026second", "first\x07second"])
+def test_a_key_that_is_none_is_refused_and_not_repeated(server, monkeypatch, caplog, key):
+    asked = judge_of(server, retries=0)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match=r"^OPENAI_API_KEY holds a character that no key has") as caught:
+        judge_of(server)
+    assert asked.score("Ann ran.") is None
+    assert "OPENAI_API_KEY holds a character" in caplog.text
+    for half in ("first", "second"):
+        assert half not in str(caught.value) + caplog.text
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@host/v1", "http://secret@host", "http://host/v1?key=secret", "host/v1"]
+)
+def test_a_url_that_holds_a_secret_or_is_none_is_refused_and_not_repeated(url):
+    with pytest.raises(ValueError, match="must be http") as caught:
+        Judge(url, "some-model")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_with_a_password_is_never_written_down(tmp_path, capsys):
+    words = ["--config=configs/infill.py", "--config.evaluation.judge_url=https://me:secret@host/v1"]
+    assert main(["launch", *words, "--config.evaluation.judge_model=m", f"--workdir={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "evaluation.judge_url is a URL with a user name or a password" in said
+    assert "secret" not in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

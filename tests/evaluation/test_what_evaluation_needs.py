@@ -50,7 +50,7 @@ def test_the_code_of_an_encoders_folder_is_refused_not_run(monkeypatch, tmp_path
         (STORIES, {"bert_folder": "F"}, True, ValueError, "evaluation.bert_folder: there is no folder F"),
         (STORIES, {"bert_folder": "."}, True, ValueError, "holds no encoder of 1 layers or more: no config.json in it"),
         (STORIES, JUDGE, True, ValueError, r"no judge answers at http://localhost:9/v1: .*refused"),
-        (STORIES, JUDGE | {"judge_url": "lo/v1"}, True, ValueError, "no judge answers at lo/v1: unknown url type"),
+        (STORIES, JUDGE | {"judge_url": "lo/v1"}, True, ValueError, r"the judge's URL must be http\(s\)://HOST"),
     ],
 )
 def test_what_is_missing_is_said_before_training(monkeypatch, evaluator, changes, installed, error, line):
