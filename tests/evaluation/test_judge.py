@@ -143,7 +143,8 @@ def test_failures_are_reported(server, caplog):
 
 
 def test_nobody_there(server, caplog):
-    judge_of(server).check()  # it has no list of models; but it answers
+    server.replies = [404]  # it has no list of models; but it answers
+    judge_of(server).check()
     server.shutdown()
     server.server_close()
     with pytest.raises(ValueError, match="no judge answers at http://127"):
