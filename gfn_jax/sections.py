@@ -202,8 +202,8 @@ def allowed(kind: Any, name: str) -> str:
 
 
 def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What training depends on, as plain values: what a workdir belongs to. How, and how often, to look is no part."""
-    looking = ("log_every", "save_every", "tensorboard", "evaluation")
+    """What the result depends on, as plain values: what a workdir's config.json holds. How often to look is no part."""
+    looking = ("log_every", "save_every", "tensorboard")
     return {name: value for name, value in config.to_dict().items() if name not in looking}
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from gfn_jax.defaults import gflownet_config
+from gfn_jax.sections import described
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
 
 CONFIG = {"task": {"name": "arithmetic", "operands": (3, 4)}, "optimizer": {"learning_rate": 1e-3}, "seed": 0}
@@ -185,9 +187,14 @@ def test_a_workdir_takes_one_config(tmp_path):
 
 
 def test_how_a_run_is_evaluated_is_no_part_of_what_its_workdir_belongs_to(tmp_path):
-    digest = claim_workdir(tmp_path, {**CONFIG, "evaluation": {"every": 10, "encoder": "absent"}})
+    """But it is written down: benchmarks measure with it what else was trained."""
+    config = gflownet_config("arithmetic")
+    config.evaluation = {"every": 10, "encoder": "absent"}
+    digest = claim_workdir(tmp_path, described(config))
     saved(tmp_path, [1]).close()
-    assert claim_workdir(tmp_path, {**CONFIG, "evaluation": {"every": 20}}) == digest == config_digest(CONFIG)
+    assert json.loads((tmp_path / "config.json").read_text())["evaluation"]["every"] == 10
+    config.evaluation = {"every": 20}
+    assert claim_workdir(tmp_path, described(config)) == digest
 
 
 def test_a_workdir_without_a_checkpoint_is_nobodys(tmp_path):
