@@ -237,3 +237,16 @@ def test_describe_leaves_unfinished_rows_out(collected):
 def test_settings_that_contradict_each_other_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         checked(GFlowNetConfig, vars(algorithm().config) | change, "gflownet.")
+
+
+def test_describe_says_how_many_rewards_are_numbers(collected):
+    """What a diverged run is asked first: a reward of -inf is no matter of the learning rate."""
+    trajectory = collected[0].trajectory
+    states = trajectory.rollout.state_mask
+    found = describe(trajectory)["finite_rewards"]
+    assert found.total == found.weight == states.sum()
+    elsewhere = trajectory.replace(log_reward=jnp.where(states, trajectory.log_reward, -jnp.inf))
+    assert describe(elsewhere)["finite_rewards"].total == states.sum()
+    first = trajectory.replace(log_reward=trajectory.log_reward.at[:, 0].set(-jnp.inf))
+    found = describe(first)["finite_rewards"]
+    assert found.total == found.weight - states[:, 0].sum() < found.weight
