@@ -102,9 +102,7 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
     phases, corpora = read_phases(config, kind)
     steps = sum(phase.steps for phase in phases)
     optimizer = make_optimizer(section(OptimizerConfig, config, "optimizer", total_steps=steps))
-    shape = dict(values_of(config, "model"))
-    shape |= {"vocab_size": len(tokenizer), "rotary_dim": shape.get("head_dim")}
-    model = checked(ModelConfig, shape, "model.", partial=True)
+    model = corpus_model(config, len(tokenizer))
     key = jax.random.key(config.seed)
     params = init_params(jax.random.fold_in(key, WEIGHTS), model)
     documents = read_documents(kind, corpora, tokenizer)
@@ -129,6 +127,19 @@ def build_pretraining(config: ml_collections.ConfigDict, workdir: pathlib.Path) 
         log_every=config.log_every,
         save_every=config.save_every,
     )
+
+
+def corpus_model(config: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
+    """The shape of the model that is made from nothing."""
+    shape = dict(values_of(config, "model"))
+    shape |= {"vocab_size": vocab_size, "rotary_dim": shape.get("head_dim")}
+    return checked(ModelConfig, shape, "model.", partial=True)
+
+
+def check_seq_length(seq_length: int, model: ModelConfig) -> None:
+    """Raises ValueError where documents are longer than the model."""
+    if seq_length > model.max_positions:
+        raise ValueError(f"data.seq_length is {seq_length}; the model has {model.max_positions} positions")
 
 
 def read_phases(config: ml_collections.ConfigDict, kind: CorpusKind) -> tuple[list[Phase], list[Any]]:
@@ -175,8 +186,7 @@ def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(section(meshes.MeshConfig, config, "mesh"))
     _, model = read_config(folder)
-    if data.seq_length > model.max_positions:
-        raise ValueError(f"data.seq_length is {data.seq_length}; the model has {model.max_positions} positions")
+    check_seq_length(data.seq_length, model)
     tokenizer = load_tokenizer(folder)
     train, held_out = (read_rows(name, texts, data, tokenizer) for name, texts in zip(SPLITS, read_texts(data)))
     largest = max(int(rows.ids.max()) for rows in (train, held_out))
@@ -238,7 +248,10 @@ def read_rows(name: str, texts: Sequence[str], data: TextConfig, tokenizer: PreT
 
 
 def finetuning_algorithm(
-    config: ml_collections.ConfigDict, model: ModelConfig, lora: LoraConfig, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
 ) -> LanguageModeling:
     """The algorithm, once the batch is known to divide as it must."""
     meshes.check_rows(config.batch // config.micro_batches, mesh, "micro-batch of documents")

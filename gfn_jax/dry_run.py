@@ -1,9 +1,10 @@
 """What a run would take, from its config alone: `python -m gfn_jax.launch --config=... --dry_run`.
 
-Nothing is allocated or downloaded and no weight is read: the run is built from shapes (`jax.eval_shape`) and every
-array divided as the sharding rules divide it, on a mesh whose devices need not exist. Base, adapter, optimizer,
-buffer and caches are exact; activations are an estimate, in bytes of a micro-batch, whose rows are split
-n = data x fsdp ways and of whose features a share is split over tensor (`tensor_share`):
+Nothing is allocated, no weight is read and nothing downloaded but the config.json of a hub's model that is not known
+here: the run is built from shapes (`jax.eval_shape`) and every array divided as the sharding rules divide it, on a mesh
+whose devices need not exist. Base, adapter, optimizer, buffer and caches are exact; activations are an estimate, in
+bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
+(`tensor_share`):
 
     backward = (r + 3/2 l / L) / n,      reward = max(attention, MLP, logits) of the packed pass / n
 
@@ -16,30 +17,26 @@ within 20 % (tests/training/test_collectives.py).
 
 import dataclasses
 import functools
-import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.extend.core import Literal
 
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet
 from gfn_jax.build_gflownet import gflownet_parts, initial
 from gfn_jax.build_sections import read_sections
 from gfn_jax.build_tasks import entry_of
-from gfn_jax.models.checkpoint import read_config
+from gfn_jax.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
-from gfn_jax.models.families import read_settings
 from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.models.quantize import quantize_params
-from gfn_jax.models.tensor_files import read_json
+from gfn_jax.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.rewards.posterior import Context
-from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
+from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
 from gfn_jax.training.step import TrainState
@@ -81,13 +78,14 @@ def dry_run(config: ml_collections.ConfigDict) -> str:
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
+    if config.task in TEXTS:
+        return dry_run_texts(config)
     return report(estimate(config))
 
 
 def report(plan: Estimate) -> str:
     """The estimate as a table."""
-    shape, devices = plan.shape, math.prod(plan.mesh.values())
-    tokenizer = ""
+    shape, tokenizer = plan.shape, ""
     if plan.stand_in is not None:
         tokenizer = f" (counted with the tokenizer of {plan.stand_in}; the model's is not here)"
     lines = [
@@ -95,21 +93,9 @@ def report(plan: Estimate) -> str:
         f"adapter {plan.adapter_parameters:,} ({readable(plan.adapter_bytes)})",
         f"step: {shape.queries} queries x {shape.samples} samples; tokens: prompt {shape.prompt}, "
         f"demonstrations {shape.few_shot}, completion {shape.horizon}, answer {shape.answer}{tokenizer}",
-        f"mesh: {' x '.join(f'{axis}={size}' for axis, size in plan.mesh.items())}; memory a device:",
-        *(f"  {kind:<15}{readable(size):>12}" for kind, size in plan.memory.items()),
-        f"  {'total':<15}{readable(sum(plan.memory.values())):>12}",
-        "matrix products a step:",
-        *(f"  {part:<15}{size / 1e12:>9.3f} TFLOP" for part, size in plan.flops.items()),
-        f"  {'total':<15}{sum(plan.flops.values()) / 1e12:>9.3f} TFLOP, "
-        f"{sum(plan.flops.values()) / devices / 1e12:.3f} a device",
+        *tables(plan.mesh, plan.memory, plan.flops),
     ]
     return "\n".join(lines)
-
-
-def readable(size: float) -> str:
-    """Bytes in decimal units."""
-    power = min(int(math.log10(size) // 3), 4) if size >= 1 else 0
-    return f"{size / 1000**power:.{0 if power == 0 else 2}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def estimate(config: ml_collections.ConfigDict) -> Estimate:
@@ -142,37 +128,6 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
         flops=flops(algorithm, parts.lora, shape, len(contexts(constants.prepared))),
         shape=shape,
     )
-
-
-def describe_model(path: str) -> tuple[ModelConfig, Any | None]:
-    """A model's shape and, where it is at hand, its tokenizer: from its folder, the hub's cache or our own notes.
-
-    Raises:
-        ValueError: none of them knows the model.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = pathlib.Path(model_folder(path))
-    if not folder.is_dir() and path.count("/") <= 1:
-        cached = try_to_load_from_cache(path, "config.json")
-        folder = pathlib.Path(cached).parent if isinstance(cached, str) else folder
-    if folder.is_dir():
-        try:
-            tokenizer = load_tokenizer(folder)
-        except FileNotFoundError:
-            tokenizer = None
-        return read_config(folder)[1], tokenizer
-    notes = SHIPPED / "shapes"
-    name = path.replace("/", "--") + ".json"
-    if not (notes / name).is_file():
-        known = ", ".join(sorted(note.stem.replace("--", "/") for note in notes.glob("*.json")))
-        raise ValueError(f"{path} is no folder and not in the hub's cache; shapes are known of {known}")
-    return read_settings(read_json(notes, name)), None
-
-
-def count(tree: PyTree) -> int:
-    """Numbers in all leaves."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def contexts(prepared: PyTree) -> list[Context]:
@@ -237,9 +192,9 @@ def memory(
         "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
         "buffer": bytes_per_device({"replay": state.replay}, mesh),
         "task's tables": nbytes(tables),
-        "prompt cache": cache(queries, shape.prompt),
+        "prompt cache": cache(queries * algorithm.copies, shape.prompt),
         "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
-        "reward cache": nbytes(constants.prepared) + cache(queries, shape.context),
+        "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.copies, shape.context),
         "activations": int(activations(algorithm, constants, state, shape) // split * tensor_share(model, mesh)),
         "weights in use": in_use(constants.params, model, dtype, mesh),
     }
@@ -272,14 +227,6 @@ def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) ->
     return max(part.rows * packed * max(attention, mlp), logits)
 
 
-def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh) -> float:
-    """The share of a token's activations on a device of a tensor group: only heads and inner values are cut."""
-    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
-    split = heads + (3 if model.gated_mlp else 2) * model.mlp_width
-    whole = 4 * model.width
-    return (split / mesh.shape["tensor"] + whole) / (split + whole)
-
-
 def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:
     """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
     size = algorithm.config.queries // algorithm.config.micro_batches
@@ -298,10 +245,7 @@ def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainSta
         return jax.tree.leaves(pull_back)
 
     batch = jax.eval_shape(collect, constants, state)
-    traced = jax.make_jaxpr(kept)(state.trainable, constants, batch).jaxpr
-    given = {*traced.invars, *traced.constvars}
-    left = {var for var in traced.outvars if not isinstance(var, Literal) and var not in given}
-    return sum(nbytes(var.aval) for var in left)
+    return left_behind(kept, state.trainable, constants, batch)
 
 
 def in_use(params: PyTree, model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.AbstractMesh) -> int:

@@ -1,0 +1,101 @@
+"""What the estimates of every kind of run have in common: a model's shape, sizes, and how they are said."""
+
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+
+from gfn_jax.models.checkpoint import read_config
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.families import read_settings
+from gfn_jax.models.tensor_files import read_json
+from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
+from gfn_jax.training.mesh import nbytes
+from gfn_jax.types import PyTree
+
+
+def describe_model(path: str) -> tuple[ModelConfig, Any | None]:
+    """A model's shape and, where it is at hand, its tokenizer: from a folder, the hub's cache, our notes or the hub.
+
+    Raises:
+        ValueError: none of them knows the model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    folder = pathlib.Path(model_folder(path)).expanduser()
+    if not folder.is_dir() and path.count("/") <= 1:
+        cached = try_to_load_from_cache(path, "config.json")
+        folder = pathlib.Path(cached).parent if isinstance(cached, str) else folder
+    if folder.is_dir():
+        try:
+            tokenizer = load_tokenizer(folder)
+        except FileNotFoundError:
+            tokenizer = None
+        return read_config(folder)[1], tokenizer
+    notes = SHIPPED / "shapes"
+    name = path.replace("/", "--") + ".json"
+    if (notes / name).is_file():
+        return read_settings(read_json(notes, name)), None
+    try:
+        return read_config(download_config(path))[1], None
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        known = ", ".join(sorted(note.stem.replace("--", "/") for note in notes.glob("*.json")))
+        raise ValueError(
+            f"{path} is no folder and not in the hub's cache; shapes are known of {known}; "
+            f"the hub: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def download_config(path: str) -> pathlib.Path:
+    """The folder in the hub's cache that holds a model's config.json, a few kilobytes.
+
+    Raises:
+        OSError, ValueError: the hub cannot be asked, has no such model, or `path` is no name of one.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return pathlib.Path(hf_hub_download(path, "config.json")).parent
+
+
+def count(tree: PyTree) -> int:
+    """Numbers in all leaves."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def left_behind(kept: Callable[..., Any], *given: PyTree) -> int:
+    """Bytes of what `kept` returns, apart from what it was given; nothing is computed."""
+    traced = jax.make_jaxpr(kept)(*given).jaxpr
+    known = {*traced.invars, *traced.constvars}
+    left = {var for var in traced.outvars if not isinstance(var, Literal) and var not in known}
+    return sum(nbytes(var.aval) for var in left)
+
+
+def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh) -> float:
+    """The share of a token's activations on a device of a tensor group: only heads and inner values are cut."""
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    split = heads + (3 if model.gated_mlp else 2) * model.mlp_width
+    whole = 4 * model.width
+    return (split / mesh.shape["tensor"] + whole) / (split + whole)
+
+
+def readable(size: float) -> str:
+    """Bytes in decimal units."""
+    power = min(int(math.log10(size) // 3), 4) if size >= 1 else 0
+    return f"{size / 1000**power:.{0 if power == 0 else 2}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def tables(mesh: Mapping[str, int], memory: Mapping[str, int], flops: Mapping[str, int]) -> list[str]:
+    """Lines: bytes a device by kind, and operations a step by part, on all devices together."""
+    devices, total = math.prod(mesh.values()), sum(flops.values())
+    return [
+        f"mesh: {' x '.join(f'{axis}={size}' for axis, size in mesh.items())}; memory a device:",
+        *(f"  {kind:<15}{readable(size):>12}" for kind, size in memory.items()),
+        f"  {'total':<15}{readable(sum(memory.values())):>12}",
+        "matrix products a step:",
+        *(f"  {part:<15}{size / 1e12:>9.3f} TFLOP" for part, size in flops.items()),
+        f"  {'total':<15}{total / 1e12:>9.3f} TFLOP, {total / devices / 1e12:.3f} a device",
+    ]
