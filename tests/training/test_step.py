@@ -147,7 +147,7 @@ def test_a_learnt_log_z_moves_for_the_queries_that_were_seen(run):
     seen = (states[2].replay.priority > -np.inf).any(1) & ~(states[1].replay.priority > -np.inf).any(1)
     changed = states[2].trainable.log_z != states[1].trainable.log_z
     assert changed.sum() == 4
-    assert changed[seen].all()
+    assert changed[seen[: len(changed)]].all()  # the buffer has room for more queries than there are
 
 
 def test_the_rewards_temperature_follows_its_schedule(run):
