@@ -50,6 +50,8 @@ $(TORCH): $(INSTALLED) requirements-torch.txt
 pretrain: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py
 
+# On one thread, as README's numbers were measured.
+benchmark: export XLA_FLAGS = --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 benchmark: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b

@@ -133,15 +133,14 @@ def _calls(
             0 * rows,
         )
     )
-    sampled = sample(constants, trainable.lora)
-
-    def reward_of(function: Callable) -> Callable[[], Any]:
-        call = jax.jit(lambda constants, sampled: function(constants.params, constants.prepared, query, sampled))
-        return lambda: call(constants, sampled)
-
+    # What the parts below read comes from a program of its own, so that each part's first call compiles that part.
     batch, _, _ = jax.jit(algorithm.collect)(
         constants, trainable, buffer, query, dict.fromkeys(range(5), key), jnp.ones(())
     )
+
+    def reward_of(function: Callable) -> Callable[[], Any]:
+        call = jax.jit(lambda constants, sampled: function(constants.params, constants.prepared, query, sampled))
+        return lambda: call(constants, batch.trajectory.rollout)
 
     @jax.jit
     def update(trainable: Any, opt_state: Any, constants: Constants, batch: Any) -> Any:
@@ -154,10 +153,12 @@ def _calls(
     opt_state = optimizer.init(trainable)
     step = jax.jit(make_step(algorithm, optimizer))
     state = TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, buffer)
-    return {
+    calls = {
         "rollout": lambda: sample(constants, trainable.lora),
         "reward": reward_of(reward.log_reward),
-        "reward_sequential": reward_of(lambda *args: sequential_log_reward(reward, *args)),
         "score_update": lambda: update(trainable, opt_state, constants, batch),
         "step": lambda: step(state, constants),
     }
+    if shape.answer > 1:  # Y is more than the stop: without packing, every prefix would take a pass of its own
+        calls["reward_sequential"] = reward_of(lambda *args: sequential_log_reward(reward, *args))
+    return calls
