@@ -110,7 +110,11 @@ def test_remat_keeps_less():
     assert without > jnp.dtype(jnp.float32).itemsize * model.num_layers * 12 * 20 * model.mlp_width
 
 
-def test_what_is_not_known_is_said():
+def test_what_is_not_known_is_said(monkeypatch):
+    def refuse(*args):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)  # which would try for half a minute
     with pytest.raises(ValueError, match=r"no/such-model is no folder .* shapes are known of EleutherAI/pythia"):
         dry_run.estimate(config_of("paper", "--config.model.path=no/such-model"))
     with pytest.raises(ValueError, match="quantize 'int3' is unknown"):
