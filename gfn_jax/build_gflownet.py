@@ -63,7 +63,9 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     model_type, model = read_config(folder)
     parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
+    _log.info("reading the base %s", config.model.path)
     params = load_base(config, folder, mesh)  # last: it takes the longest, and anything else may be wrong
+    _log.info("preparing the rewards and the replay buffer")
     constants, state = (place(tree, mesh) for tree in initial(config, parts, params))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)

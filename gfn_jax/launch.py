@@ -18,6 +18,8 @@ import pathlib
 import re
 import shlex
 import sys
+import threading
+import time
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +69,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             return 0
         workdir = pathlib.Path(values.workdir)
         set_up_logging(debug)
+        logging.getLogger("gfn_jax").info("starting in %s", workdir)
         if values.distributed or in_cluster(os.environ):
             join_cluster(os.environ)
         from gfn_jax.build import build  # jax and all: too slow to wait for when a flag is misspelt
@@ -88,6 +91,9 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return code
+    finally:
+        for handler in logging.getLogger("gfn_jax").handlers:
+            handler.close()
 
 
 def debugging(argv: list[str]) -> bool:
@@ -226,11 +232,46 @@ def set_up_logging(debug: bool = False) -> None:
     if not debug:
         sys.unraisablehook = lambda unraisable: None
     logger = logging.getLogger("gfn_jax")
-    handler = logging.StreamHandler(sys.stdout)
+    handler = Progress(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+class Progress(logging.StreamHandler):
+    """Prints log lines, and where a line takes long to be followed by another (a compilation), that it still does.
+
+    Args:
+        stream: where to.
+        patience: seconds of silence that a person is asked to bear.
+    """
+
+    def __init__(self, stream: Any, patience: float = 9.0):
+        super().__init__(stream)
+        self._patience = patience
+        self._text, self._began, self._spoke = "", 0.0, time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a line, and remembers it unless it is a repetition."""
+        super().emit(record)
+        self._spoke = time.monotonic()
+        if not hasattr(record, "repeated"):
+            self._text, self._began = record.getMessage(), self._spoke
+
+    def close(self) -> None:
+        """Says nothing more by itself."""
+        self._ended.set()
+        super().close()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._patience / 10):
+            now = time.monotonic()
+            if self._text and now - self._spoke >= self._patience:
+                text = f"  still: {self._text:.70} ({now - self._began:.0f} s)"
+                self.handle(logging.makeLogRecord({"msg": text, "repeated": True}))
 
 
 def in_cluster(environ: Mapping[str, str]) -> bool:

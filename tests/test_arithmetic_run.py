@@ -3,13 +3,17 @@
 import dataclasses
 import importlib.util
 import json
+import logging
+import logging.handlers
 import pathlib
+import queue
 
 import jax
 import numpy as np
 import pytest
 
 from gfn_jax.build import build
+from gfn_jax.evaluation import arithmetic, remembered, sampling
 from gfn_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,11 +35,61 @@ def small_config():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Four steps in one go."""
-    run = build(small_config(), tmp_path_factory.mktemp("whole"))
-    trained = train(run)
-    return run, trained, run.finish(trained)
+def lines():
+    """What is logged while this file's tests run, oldest first."""
+    said = queue.SimpleQueue()
+    handler, logger = logging.handlers.QueueHandler(said), logging.getLogger("gfn_jax")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield said
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, lines):
+    """Four steps in one go, by somebody whose cache remembers nothing of the base."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembered, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+        sampling._rollout.clear_cache()
+        run = build(small_config(), tmp_path_factory.mktemp("whole"))
+        trained = train(run)
+        return run, trained, run.finish(trained)
+
+
+def test_the_evaluation_compiles_one_rollout_a_method(whole):
+    assert sampling._rollout._cache_size() == 3  # the base with and without demonstrations in its prompt, the policy
+
+
+def test_what_takes_long_is_said_before_it_begins(whole, lines):
+    said = [lines.get_nowait().getMessage() for _ in range(lines.qsize())]
+    stages = (
+        "reading the base",
+        "preparing",
+        "compiling the step",
+        "step 4: evaluating",
+        "final evaluation: base, 0-shot",
+    )
+    places = [next(i for i, line in enumerate(said) if line.startswith(stage)) for stage in stages]
+    assert places == sorted(places)
+    for method in ("base, 0-shot", "base, 3-shot", "gflownet (this run)"):
+        assert sum(line.startswith(f"final evaluation: {method} on test_") for line in said) == 3
+
+
+def test_the_next_run_remembers_the_base_and_prints_the_same(whole, monkeypatch, tmp_path_factory):
+    run, trained, page = whole
+    monkeypatch.setattr(remembered, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+    sampled = []
+
+    def sample_completions(*arguments):
+        sampled.append(arguments[2])
+        return sampling.sample_completions(*arguments)
+
+    sample_completions.__qualname__ = sampling.sample_completions.__qualname__
+    monkeypatch.setattr(arithmetic, "sample_completions", sample_completions)
+    assert run.finish(trained) == page
+    assert sampled == [trained.state.trainable.lora] * 3  # the base's were read
 
 
 def leaves(state):

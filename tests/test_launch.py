@@ -1,10 +1,12 @@
 import dataclasses
+import io
 import logging
 import pathlib
 import re
 import resource
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 
@@ -60,6 +62,24 @@ def config(tmp_path, monkeypatch) -> Iterator[pathlib.Path]:
     yield tmp_path / "stub.py"
     logger.handlers, logger.propagate = before[:2]
     logger.setLevel(before[2])
+
+
+def test_silence_is_broken_by_what_takes_so_long():
+    stream = io.StringIO()
+    logger = logging.Logger("gfn_jax.test")
+    handler = launch.Progress(stream, patience=0.02)
+    logger.addHandler(handler)
+    logger.info("compiling the step")
+    waited = time.monotonic() + 5
+    while stream.getvalue().count("still: compiling the step") < 2 and time.monotonic() < waited:
+        time.sleep(0.01)
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "compiling the step"
+    assert set(lines[1:]) == {"  still: compiling the step (0 s)"}
+    assert len(lines) >= 3
+    time.sleep(0.1)
+    assert len(stream.getvalue().splitlines()) <= len(lines) + 1  # closed, it is silent
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,15 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 
-def default_cache() -> pathlib.Path:
-    """Where data sets are kept: `$GFN_JAX_CACHE`, or ~/.cache/gfn_jax; in it, the folder tfds."""
+def cache_root() -> pathlib.Path:
+    """Where what can be made again is kept: `$GFN_JAX_CACHE`, or ~/.cache/gfn_jax."""
     root = os.environ.get("GFN_JAX_CACHE")
-    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "gfn_jax") / "tfds"
+    return pathlib.Path(root) if root else pathlib.Path.home() / ".cache" / "gfn_jax"
+
+
+def default_cache() -> pathlib.Path:
+    """Where data sets are kept: the folder tfds of `cache_root()`."""
+    return cache_root() / "tfds"
 
 
 def build_once(

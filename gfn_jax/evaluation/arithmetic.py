@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gfn_jax.evaluation.accuracy import Accuracy, Graded, measure_accuracy
+from gfn_jax.evaluation.remembered import remembered
 from gfn_jax.evaluation.report import PAPER_ARITHMETIC, Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.interfaces import Environment
@@ -16,7 +19,9 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
-from gfn_jax.types import Params, Query
+from gfn_jax.types import Params, Query, Tokens
+
+_log = logging.getLogger("gfn_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +91,30 @@ class ArithmeticEvaluator:
         """At test a completion may be longer."""
         return self.task.constraint(training=False)
 
+    @functools.cached_property
+    def prompts(self) -> dict[tuple[str, int], Tokens]:
+        """(split, demonstrations in the prompt) -> the prompts of its questions, on the host."""
+        asked = [(split, 0) for split in (*self.validation.values(), *self.test.values())]
+        asked += [(split, self.config.shots) for split in self.test.values()]
+        return {key: jax.tree.map(np.asarray, self.task.queries(*key).prompt) for key in dict.fromkeys(asked)}
+
+    def _padded(self, split: str, shots: int, questions: int) -> Tokens:
+        """The first prompts of a split, as long as any with so many demonstrations: a method is compiled once."""
+        prompt = self.prompts[split, shots]
+        longest = max(other.ids.shape[1] for (_, k), other in self.prompts.items() if k == shots)
+        room = ((0, 0), (longest - prompt.ids.shape[1], 0))
+        return jax.tree.map(lambda x: np.pad(x[: questions or None], room), prompt)
+
     def accuracy(
         self, params: Params, lora: Lora | None, split: str, questions: int, shots: int = 0
     ) -> tuple[Accuracy, list[list[list[int]]]]:
         """Accuracy on the first `questions` of a split (0: all), and the completions it comes from."""
-        prompt = self.task.queries(split, shots).prompt
-        if questions:
-            prompt = jax.tree.map(lambda x: x[:questions], prompt)
-        samples = sample_completions(
+        sample = sample_completions if lora is not None else functools.partial(remembered, sample_completions)
+        samples = sample(
             self.model,
             params,
             lora,
-            prompt,
+            self._padded(split, shots, questions),
             self.constraint,
             self.task.environment,
             jax.random.key(self.config.seed),
@@ -125,11 +142,13 @@ class ArithmeticEvaluator:
         methods = {"base_0shot": (None, 0), "base_kshot": (None, config.shots), "metrics": (lora, 0)}
         if not config.shots:
             del methods["base_kshot"]
+        titles = self._titles()
         found: dict[str, dict[str, float]] = {}
         chains: list[str] = []
         for method, (adapter, shots) in methods.items():
             accuracies = {}
             for metric, split in self.test.items():
+                _log.info("final evaluation: %s on %s", titles[method], split)
                 accuracies[metric], samples = self.accuracy(params, adapter, split, config.test_questions, shots)
                 if method == "metrics":
                     chains += self._chains(split, samples)
@@ -156,13 +175,17 @@ class ArithmeticEvaluator:
             lines.append(f"  {task.question(split, example)}{text}   [{verdict}]")
         return lines
 
-    def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:
-        names = {
+    def _titles(self) -> dict[str, str]:
+        """What a person reads for the name of a method."""
+        return {
             "base_0shot": "base, 0-shot",
             "base_kshot": f"base, {self.config.shots}-shot",
             "metrics": "gflownet (this run)",
         }
-        rows = [(title, *(found[key][metric] for metric in self.test)) for key, title in names.items() if key in found]
+
+    def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:
+        titles = self._titles()
+        rows = [(titles[method], *(metrics[name] for name in self.test)) for method, metrics in found.items()]
         header = ("accuracy, %", *(metric.removeprefix("accuracy_") for metric in self.test))
         orientation = PAPER_ARITHMETIC if len(self.test) == 3 else ()
         return "\n".join(

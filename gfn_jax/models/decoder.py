@@ -64,7 +64,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Param
 
 def empty_cache(config: ModelConfig, rows: int, length: int, dtype=jnp.float32) -> KeyValues:
     """Room for `length` tokens a row, none of them visible yet."""
-    shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
     zeros = constrain(jnp.zeros(shape, dtype), None, ROWS)
     return KeyValues(
         k=zeros, v=zeros, mask=jnp.zeros((rows, length), bool), positions=jnp.zeros((rows, length), jnp.int32)
@@ -152,21 +152,24 @@ def forward(
     if remat:
         block = jax.checkpoint(block, prevent_cse=False)
     inputs = {
+        "number": jnp.arange(config.num_layers),
         "weights": params["layers"],
         "lora": None if lora is None else lora.layers,
         "past": [(segment.k, segment.v) for segment in past],
-        "cache": None if cache is None else (cache.k, cache.v),
         "key": None if dropout is None or dropout[1] == 0 else jax.random.split(dropout[0], config.num_layers),
         "local": jnp.asarray(config.local_layers, bool) if config.local_layers else None,
     }
-    x, (k, v) = jax.lax.scan(block, x, inputs)
+    # The cache is carried, so that a layer writes its new column in place; as an output it would be copied whole.
+    (x, room), own_keys = jax.lax.scan(block, (x, None if cache is None else (cache.k, cache.v)), inputs)
+    k, v = own_keys if room is None else room
     own_mask = jnp.ones((rows, length), bool) if cache is None else cache.mask
     own = KeyValues(k=k, v=v, mask=own_mask, positions=own_positions)
     return parts.norm(config, params["final_norm"], x), own
 
 
-def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], layer: dict[str, Any]):
-    """One layer of the scan: `x` in, `x` and the layer's keys and values out."""
+def _block(config: ModelConfig, context: _Context, carry: tuple[Float[Array, "B S E"], Any], layer: dict[str, Any]):
+    """One layer of the scan: `x` and the cache in and out; without a cache also the layer's keys and values."""
+    x, room = carry
     weights, adapters, key = layer["weights"], layer["lora"] or {}, layer["key"]
 
     def project(name: str, x: Array) -> Array:
@@ -183,7 +186,7 @@ def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], lay
         return project("down", parts.activate(config, project("up", x)))
 
     h = norm("attn_norm", x)
-    attended, keys = _attention(config, context, layer, project, h)
+    attended, room, keys = _attention(config, context, layer, room, project, h)
     attended = project("o", attended.reshape(*x.shape[:2], -1))
     if config.norm_placement == "parallel":
         x = x + attended + mlp(h)
@@ -195,11 +198,11 @@ def _block(config: ModelConfig, context: _Context, x: Float[Array, "B S E"], lay
     else:
         x = x + attended
         x = x + mlp(norm("mlp_norm", x))
-    return split_rows(x), keys
+    return (split_rows(x), room), keys
 
 
-def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], project, h: Float[Array, "B S E"]):
-    """Queries of the new tokens over the shared segments and the rows' own keys."""
+def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], room, project, h: Float[Array, "B S E"]):
+    """Queries of the new tokens over the shared segments and the rows' own keys, which go to `room` if there is one."""
     rows, length, _ = h.shape
     q = project("q", h).reshape(rows, length, config.num_heads, config.head_dim)
     k = project("k", h).reshape(rows, length, config.num_kv_heads, config.head_dim)
@@ -214,13 +217,16 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], pr
         q, k = parts.rotate(config, q, angles), parts.rotate(config, k, angles)
     if local is not None and context.near is not None:
         visible = [jnp.where(local, near, seen) for near, seen in zip(context.near, context.visible, strict=True)]
-    if layer["cache"] is not None:
-        k, v = (
-            jax.lax.dynamic_update_slice(room, new.astype(room.dtype), (0, context.column, 0, 0))
-            for room, new in zip(layer["cache"], (k, v), strict=True)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    if room is not None:
+        place = (layer["number"], 0, 0, context.column, 0)
+        room = tuple(
+            jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), place)
+            for old, new in zip(room, (k, v), strict=True)
         )
+        k, v = (jax.lax.dynamic_index_in_dim(stack, layer["number"], keepdims=False) for stack in room)
     segments = [(keys, values, seen) for (keys, values), seen in zip([*layer["past"], (k, v)], visible, strict=True)]
-    return parts.attend(config, q, segments), (k, v)
+    return parts.attend(config, q, segments), room, (k, v) if room is None else None
 
 
 def prefill(

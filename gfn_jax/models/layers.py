@@ -22,11 +22,12 @@ class KeyValues:
     """Keys and values that queries may look at, shared by `B // G` adjacent rows.
 
     G = 1 is a context shared by all rows (demonstrations), G = Q a prompt shared by a query's samples,
-    G = B a row's own tokens. In a whole-model cache `k` and `v` carry a leading layer axis.
+    G = B a row's own tokens. In a whole-model cache `k` and `v` carry a leading layer axis. A head's keys lie together,
+    as its products with a query read them: a cache in the order of the tokens would be turned around at every step.
     """
 
-    k: Float[Array, "*L G S K D"]
-    v: Float[Array, "*L G S K D"]
+    k: Float[Array, "*L G K S D"]
+    v: Float[Array, "*L G K S D"]
     mask: Bool[Array, "G S"]
     positions: Int[Array, "G S"]
 
@@ -108,7 +109,7 @@ def linear(
 def attend(
     config: ModelConfig,
     query: Float[Array, "B S H D"],
-    segments: list[tuple[Float[Array, "G Z K D"], Float[Array, "G Z K D"], Bool[Array, "*visible"]]],
+    segments: list[tuple[Float[Array, "G K Z D"], Float[Array, "G K Z D"], Bool[Array, "*visible"]]],
 ) -> Float[Array, "B S H D"]:
     """Softmax attention over several key sets, merged exactly by log-sum-exp.
 
@@ -123,7 +124,7 @@ def attend(
     for keys, _, visible in segments:
         groups = keys.shape[0]
         grouped = query.reshape(groups, rows // groups, *query.shape[1:])
-        score = jnp.einsum("gnskrd,gzkd->gnkrsz", grouped, keys, preferred_element_type=jnp.float32)
+        score = jnp.einsum("gnskrd,gkzd->gnkrsz", grouped, keys, preferred_element_type=jnp.float32)
         if config.attention_softcap is not None:
             score = config.attention_softcap * jnp.tanh(score / config.attention_softcap)
         score = jnp.where(visible[:, :, None, None], score, NEGATIVE)
@@ -136,7 +137,7 @@ def attend(
         weight = jnp.exp(score - top)
         total = total + weight.sum(-1)
         weight = weight.astype(values.dtype).reshape(groups, rows // groups, *weight.shape[1:])
-        part = jnp.einsum("gnkrsz,gzkd->gnskrd", weight, values, preferred_element_type=jnp.float32)
+        part = jnp.einsum("gnkrsz,gkzd->gnskrd", weight, values, preferred_element_type=jnp.float32)
         mixed = mixed + part.reshape(rows, *part.shape[2:])
     out = mixed / jnp.moveaxis(total, 3, 1)[..., None]
     return out.reshape(rows, length, heads, dim).astype(query.dtype)

@@ -1,4 +1,4 @@
-"""Sampling completions: prefill once a query, then `lax.scan` over the T columns. No gradient.
+"""Sampling completions: prefill once a query, then column after column until every row has ended. No gradient.
 
 The behaviour policy of a row is (1 - e) softmax(logits / temperature) + e uniform, both over the allowed tokens,
 with temperature and e traced, a value a row. Where the environment forces a token (a tool's result), the row
@@ -114,35 +114,29 @@ def rollout(
         )
         return hidden[:, 0], cache
 
-    def live(t, carry):
-        hidden, cache, tool, done = carry
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        t, hidden, cache, tool, done, columns = carry
         column, done = decide(t, hidden, tool, done)
+        columns = jax.tree.map(lambda whole, new: whole.at[t].set(new), columns, column)
         tool = environment.step(tool, column["completion"])
-        hidden, cache = jax.lax.cond(
-            # In the last column only the stop is left, whatever the model would say: it need not be asked.
-            jnp.all(done) | (t >= horizon - 2),
-            lambda *_: (hidden, cache),
-            advance,
-            t,
-            column["completion"],
-            cache,
+        # In the last column only the stop is left, whatever the model would say: it need not be asked. A loop of one
+        # round or none, since a `cond` would copy the cache, which a loop changes in place.
+        asked = ~jnp.all(done) & (t < horizon - 2)
+        _, hidden, cache = jax.lax.while_loop(
+            lambda inner: inner[0],
+            lambda inner: (False, *advance(t, column["completion"], inner[2])),
+            (asked, hidden, cache),
         )
-        return (hidden, cache, tool, done), column
+        return t + 1, hidden, cache, tool, done, columns
 
-    def skip(t, carry):
-        false = jnp.zeros((rows,), bool)
-        column = {
-            "completion": jnp.full((rows,), constraint.stop_id, jnp.int32),
-            "token_mask": false,
-            "action_mask": false,
-            "state_mask": false,
-            "log_behavior": jnp.zeros((rows,), jnp.float32),
-        }
-        return carry, column
-
-    def step(carry, t) -> tuple[Any, Any]:
-        return jax.lax.cond(jnp.all(carry[-1]), skip, live, t, carry)
-
-    carry = (hidden, cache, environment.init(rows), jnp.zeros((rows,), bool))
-    _, columns = jax.lax.scan(step, carry, jnp.arange(horizon))
+    false = jnp.zeros((horizon, rows), bool)
+    columns = {
+        "completion": jnp.full((horizon, rows), constraint.stop_id, jnp.int32),
+        "token_mask": false,
+        "action_mask": false,
+        "state_mask": false,
+        "log_behavior": jnp.zeros((horizon, rows), jnp.float32),
+    }
+    carry = (jnp.int32(0), hidden, cache, environment.init(rows), jnp.zeros((rows,), bool), columns)
+    columns = jax.lax.while_loop(lambda carry: (carry[0] < horizon) & ~jnp.all(carry[4]), step, carry)[-1]
     return Rollout(**{name: jnp.swapaxes(value, 0, 1) for name, value in columns.items()})

@@ -163,6 +163,8 @@ def train(run: Run) -> Trained:
     if start > run.num_steps:
         raise ValueError(f"{run.workdir} holds step {start}, more than the {run.num_steps} steps asked for")
     session = _Session(run, start, seconds)
+    if start < run.num_steps:
+        _log.info("compiling the step")
     try:
         for writer in run.writers:
             writer.resume(start)
@@ -230,6 +232,8 @@ class _Session:
         self.seconds += time.perf_counter() - self._since
         if not all(jax.device_get(_finite((state.trainable, state.opt_state)))):
             raise self._diverged("the state is not finite", step)
+        if due:
+            _log.info("step %d: evaluating", step)
         evaluated, failure = _evaluate(due, state, step)
         if evaluated:
             self._write(step, "eval", evaluated)

@@ -296,3 +296,18 @@ def test_a_state_behind_a_number_may_stop_and_no_other(with_calculator):
     last = np.arange(behind.shape[1]) == behind.shape[1] - 1
     expected = np.asarray(sampled.action_mask) & (behind | last)
     np.testing.assert_array_equal(sampled.state_mask, expected)
+
+
+def test_a_column_changes_the_cache_in_place():
+    """No step of the loop copies the cache, nor passes it through a conditional, which would copy it on either side."""
+    rows, full = 8, jnp.ones(8)
+    arguments = (PARAMS, LORA, PROMPT, WORLD, NoTool(), jax.random.key(0), full, 0 * full)
+    compiled = sample.lower(*arguments).compile().as_text()
+    loops = compiled[: compiled.index("\nENTRY")]
+    shape = f"f32[{CONFIG.num_layers},{rows},{CONFIG.num_kv_heads},{LONGEST},{CONFIG.head_dim}]"
+    assert f"{shape}{{4,3,2,1,0}} dynamic-update-slice(" in loops, "the cache is recognised by its shape"
+    made = re.findall(
+        re.escape(shape) + r"\{[0-9,]*\}[^=\n]*? (copy|broadcast|conditional|select|concatenate)\(", loops
+    )
+    assert set(made) <= {"broadcast"}
+    assert len(made) <= 2  # the empty cache's, outlined
