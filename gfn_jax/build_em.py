@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from gfn_jax.algorithms.gflownet import Constants
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
 from gfn_jax.build_gflownet import build_gflownet, place
-from gfn_jax.build_tasks import entry_of
+from gfn_jax.build_tasks import make_evaluator, make_task
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.adapters import save_adapter
@@ -245,8 +245,8 @@ def evaluator_of(config: ml_collections.ConfigDict, adapter: pathlib.Path | None
     """The evaluator of the config's task, answers coming from the base with that adapter, if any."""
     own = e_step_config(config, adapter)
     _, model = shape_of(own)
-    task = entry_of(own.task).task(own, load_tokenizer(resolve(model_folder(own.model.path))), model)
-    return entry_of(own.task).evaluator(own, task, model)
+    task = make_task(own, load_tokenizer(resolve(model_folder(own.model.path))), model)
+    return make_evaluator(own, task, model)
 
 
 def shape_of(config: ml_collections.ConfigDict) -> tuple[str, ModelConfig]:

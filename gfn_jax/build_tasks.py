@@ -187,7 +187,6 @@ def make_evaluator(config: ml_collections.ConfigDict, task: Task, model: ModelCo
     entry = entry_of(config.task)
     if config.task in TASKS:
         return entry.evaluator(config, task, model)
-    with user_code(
-        f"the evaluator of task {config.task}", passed=(ValueError, OSError)
-    ):  # what it says of its section and files
+    # Passed is what it says of its section and files.
+    with user_code(f"the evaluator of task {config.task}", passed=(ValueError, OSError)):
         return entry.evaluator(config, task, model)
