@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 import pytest
@@ -55,21 +54,28 @@ QUICK = ("rng", "data")
 PAIRS = [("rng", "data"), *((name, mesh) for name in RUNS for mesh in ("fsdp", "all"))]
 
 
-def launch(name: str, devices: int, mesh: list[str]) -> tuple[pathlib.Path, str]:
-    """Runs the command and returns its workdir and all that it printed."""
-    workdir = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-{devices}-"))
+def launch(name: str, devices: int, mesh: list[str], workdir: pathlib.Path) -> str:
+    """Runs the command and returns all that it printed."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     # Virtual devices wait for each other in threads. XLA makes no more than there are cores: all of them would wait.
     flags |= {"NPROC": "64", "PJRT_NPROC": "64"}
     command = [sys.executable, "-m", "gfn_jax.launch", *RUNS[name], *STEPS, *mesh, f"--workdir={workdir}"]
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return workdir, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-@functools.cache
-def on_one(name: str) -> pathlib.Path:
-    return launch(name, 1, [])[0]
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory):
+    """The workdir of a run on one device, which is made once."""
+
+    @functools.cache
+    def workdir(name: str) -> pathlib.Path:
+        folder = tmp_path_factory.mktemp(f"{name}-on-one")
+        launch(name, 1, [], folder)
+        return folder
+
+    return workdir
 
 
 def numbers(workdir: pathlib.Path) -> dict[str, list[float]]:
@@ -86,18 +92,18 @@ def numbers(workdir: pathlib.Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize(
     ("name", "mesh"), [pytest.param(*p, marks=() if p == QUICK else pytest.mark.slow, id="-".join(p)) for p in PAIRS]
 )
-def test_eight_devices_learn_what_one_does(name, mesh):
-    workdir, printed = launch(name, 8, MESHES[mesh])
+def test_eight_devices_learn_what_one_does(name, mesh, on_one, tmp_path):
+    printed = launch(name, 8, MESHES[mesh], tmp_path)
     assert "not split" not in printed
     assert "arning" not in printed
-    one, eight = numbers(on_one(name)), numbers(workdir)
+    one, eight = numbers(on_one(name)), numbers(tmp_path)
     assert one.keys() == eight.keys()
     assert [len(values) for metric, values in one.items() if metric.endswith(": loss")] == [5] * (1 + (name == "em"))
     for metric, values in one.items():
         np.testing.assert_allclose(eight[metric], values, rtol=1e-4, atol=1e-4, err_msg=metric)
         if metric.endswith(": loss"):
             np.testing.assert_allclose(eight[metric], values, rtol=1e-5, err_msg=metric)
-    first, second = (json.loads((folder / "results.json").read_text()) for folder in (on_one(name), workdir))
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (on_one(name), tmp_path))
     assert first["metrics"].keys() == second["metrics"].keys()
     for metric, value in first["metrics"].items():
         np.testing.assert_allclose(second["metrics"][metric], value, rtol=1e-3, atol=1e-3, err_msg=metric)
