@@ -65,8 +65,9 @@ def test_the_evaluation_compiles_one_rollout_a_method(whole):
 def test_what_takes_long_is_said_before_it_begins(whole, lines):
     said = [lines.get_nowait().getMessage() for _ in range(lines.qsize())]
     stages = (
+        "preparing the task",
         "reading the base",
-        "preparing",
+        "preparing the rewards",
         "compiling the step",
         "step 4: evaluating",
         "final evaluation: base, 0-shot",
