@@ -16,9 +16,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Lets go of a file's compiled programs at its end: kept, those of all files are gigabytes in a worker."""
+    """Lets go of a file's compiled programs at its end: those of all files together are gigabytes in a worker."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules:  # not imported here, where its settings above could come too late
         sys.modules["jax"].clear_caches()
     gc.collect()
 
