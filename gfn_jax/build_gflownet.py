@@ -61,6 +61,7 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(sections.mesh)
     model_type, model = read_config(folder)
+    _log.info("preparing the task %s", config.task)
     parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
     _log.info("reading the base %s", config.model.path)
