@@ -24,7 +24,7 @@ from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.sections import Count, Positive, RunConfig, check, checked, described, section, top_level, values_of
 from gfn_jax.tasks.corpora import CorpusKind, corpus_kind
-from gfn_jax.tasks.texts import TextConfig, read_texts
+from gfn_jax.tasks.texts import TextConfig, check_path, read_texts
 from gfn_jax.text.documents import document_rows
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -182,6 +182,7 @@ def read_finetuning(config: ml_collections.ConfigDict) -> tuple[LoraConfig, Text
 def build_finetuning(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Training an existing model, or an adapter beside it, on texts; WORKDIR/model is the result, adapter merged in."""
     lora, data = read_finetuning(config)
+    check_path(data)
     digest = claim_workdir(workdir, described(config))
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(section(meshes.MeshConfig, config, "mesh"))

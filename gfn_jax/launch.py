@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
         print(f"error: {one_line(error)}", file=sys.stderr)
         return code
     finally:
-        for handler in logging.getLogger("gfn_jax").handlers:
+        logger = logging.getLogger("gfn_jax")
+        for handler in [handler for handler in logger.handlers if isinstance(handler, Progress)]:
+            logger.removeHandler(handler)
             handler.close()
 
 

@@ -74,8 +74,8 @@ def test_an_m_step_is_checked_with_its_own_settings_before_the_e_step(tmp_path, 
     assert (own.total_steps, own.warmup_steps, own.learning_rate, own.decay) == (100, 10, 1e-4, "constant")
     monkeypatch.setattr(em, "build_gflownet", lambda *args: pytest.fail("the E-step was built"))
     for setting, message in {
-        "warmup_steps=100": r"^em: warmup_steps 100 must be in 0\.\.total_steps - 1 \(99\)",
-        "learning_rate=-1.0": "^em: learning_rate -1.0 must",
+        "warmup_steps=100": r"^em\.warmup_steps is 100; it must be less than em\.steps, 100",
+        "learning_rate=-1.0": r"^em\.learning_rate is -1\.0; it must",
     }.items():
         with pytest.raises(ValueError, match=message):
             build_em(parse([*words, f"--config.em.{setting}"]).config, tmp_path)

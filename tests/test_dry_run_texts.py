@@ -81,10 +81,10 @@ def test_an_adapter_is_counted_apart():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config.mode=half"], "mode 'half' is unknown"),
+        (["--config.mode=half"], "mode is 'half'; it must be one of full, lora"),
         (["--config.data.seq_length=1000"], "data.seq_length is 1000; the model has 128"),
         (["--config.mesh.fsdp=3", "--config.mesh.data=1"], "micro-batch of documents of 16 does not divide over 3"),
-        (["--config.steps=5", "--config.optimizer.warmup_steps=5"], "warmup_steps 5"),
+        (["--config.steps=5", "--config.optimizer.warmup_steps=5"], "warmup_steps is 5"),
     ],
 )
 def test_what_would_be_refused_is_refused(words, message):

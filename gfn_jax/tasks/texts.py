@@ -35,8 +35,12 @@ class TextConfig:
     def __post_init__(self):
         if self.source not in SOURCES:
             raise ValueError(f"source is {self.source!r}; it must be one of {', '.join(SOURCES)}")
-        if not self.path:
-            raise ValueError(f"path is not set: the {self.source} to train on")
+
+
+def check_path(config: TextConfig) -> None:
+    """Raises ValueError where it is not said what to read; a dry run reads nothing."""
+    if not config.path:
+        raise ValueError(f"data.path is not set: the {config.source} to train on")
 
 
 def read_texts(config: TextConfig) -> tuple[list[str], list[str]]:
@@ -45,6 +49,7 @@ def read_texts(config: TextConfig) -> tuple[list[str], list[str]]:
     Raises:
         ValueError, OSError: the file is missing, empty or malformed, or holds one document alone.
     """
+    check_path(config)
     splits = SOURCES[config.source](config)
     train, held_out = splits["train"], splits.get("validation", [])
     if not held_out:

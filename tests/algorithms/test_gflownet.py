@@ -210,7 +210,7 @@ def test_init_is_a_new_adapter_an_empty_buffer_and_log_z_where_tb_needs_it():
     lora = LoraConfig(2, 2, ("q",))
     trainable, buffer = algorithm(buffer_capacity=7).init(jax.random.key(0), lora, 4, LONGEST + 1)
     assert trainable.log_z.shape == (4,)
-    assert buffer.completion.shape == (4, 7, 4)
+    assert buffer.completion.shape == (replay.padded(4), 7, 4)
     without, _ = algorithm(terms=(("subtb", 1.0),)).init(jax.random.key(0), lora, 4, LONGEST + 1)
     assert without.log_z is None
 

@@ -70,7 +70,6 @@ def test_a_file_that_is_not_there(tmp_path):
     ("changes", "message"),
     [
         ({"source": "books"}, "one of text, rocstories"),
-        ({"path": None}, r"data\.path is not set"),
         ({"validation": 0.0}, "validation"),
         ({"seq_length": 1}, "seq_length"),
     ],
@@ -78,6 +77,11 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_setting_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         checked(TextConfig, vars(config_of("a.txt")) | changes, "data.")
+
+
+def test_texts_that_are_not_named_are_asked_for():
+    with pytest.raises(ValueError, match=r"data\.path is not set: the text to train on"):
+        read_texts(checked(TextConfig, vars(config_of("a.txt")) | {"path": None}, "data."))
 
 
 def test_stories_keep_to_the_splits_that_the_task_leaves_them(shared, tmp_path, monkeypatch):
