@@ -178,6 +178,7 @@ def memory(
     """Bytes a device by kind."""
     config, model = algorithm.config, algorithm.model
     split = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries = config.queries // config.micro_batches
 
     def cache(rows: int, length: int) -> int:
@@ -195,7 +196,7 @@ def memory(
         "prompt cache": cache(queries * algorithm.copies, shape.prompt),
         "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
         "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.copies, shape.context),
-        "activations": int(activations(algorithm, constants, state, shape) // split * tensor_share(model, mesh)),
+        "activations": int(activations(algorithm, constants, state, shape) // split * share),
         "weights in use": in_use(constants.params, model, dtype, mesh),
     }
 

@@ -138,7 +138,7 @@ def memory(plan: Texts) -> dict[str, int]:
     mesh, algorithm = plan.mesh, plan.algorithm
     moments = jax.eval_shape(make_optimizer(plan.optimizer).init, plan.trainable)
     trained = bytes_per_device({"trainable": plan.trainable}, mesh)
-    share = tensor_share(algorithm.model, mesh) / (mesh.shape["data"] * mesh.shape["fsdp"])
+    share = tensor_share(algorithm.model, mesh, plan.length) / (mesh.shape["data"] * mesh.shape["fsdp"])
     return {
         **({} if plan.base is None else {"base": bytes_per_device(plan.base, mesh, REST)}),
         "weights" if plan.base is None else "adapter": trained,

@@ -74,9 +74,15 @@ def left_behind(kept: Callable[..., Any], *given: PyTree) -> int:
     return sum(nbytes(var.aval) for var in left)
 
 
-def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh) -> float:
-    """The share of a token's activations on a device of a tensor group: only heads and inner values are cut."""
-    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh, visible: int) -> float:
+    """The share of a token's activations on a device of a tensor group: only heads and inner values are cut.
+
+    Args:
+        model: its shape.
+        mesh: the devices.
+        visible: keys that a token looks at; a score, a weight and a gradient of each are a head's.
+    """
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 3 * model.num_heads * visible
     split = heads + (3 if model.gated_mlp else 2) * model.mlp_width
     whole = 4 * model.width
     return (split / mesh.shape["tensor"] + whole) / (split + whole)
