@@ -22,12 +22,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from gfn_jax.build_em import EMConfig, fit
-from gfn_jax.build_tasks import TASKS
 from gfn_jax.evaluation.report import table
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora
+from gfn_jax.runs.em import EMConfig, fit
+from gfn_jax.runs.tasks import TASKS
 from gfn_jax.tasks.arithmetic import Arithmetic
 from gfn_jax.text.documents import document_rows
 from gfn_jax.text.loading import load_tokenizer, model_folder

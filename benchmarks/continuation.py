@@ -19,9 +19,6 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-from gfn_jax.build import build
-from gfn_jax.build_tasks import TASKS
-from gfn_jax.defaults import gflownet_config
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.continuation import COLUMNS, ContinuationEvaluator
 from gfn_jax.evaluation.report import table
@@ -29,6 +26,9 @@ from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.launch import set_up_logging
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.runs.build import build
+from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.tasks import TASKS
 from gfn_jax.text.batching import pad_left
 from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.training.loop import train

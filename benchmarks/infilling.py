@@ -23,9 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
-from gfn_jax.build_tasks import TASKS
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
+from gfn_jax.runs.tasks import TASKS
 from gfn_jax.sections import section
 from gfn_jax.tasks.infilling import Infilling
 from gfn_jax.text.batching import pad_right

@@ -27,12 +27,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gfn_jax.build_em import EMConfig, build_em, evaluator_of, fit, joined_rows, shape_of
 from gfn_jax.evaluation.report import table
+from gfn_jax.runs.em import EMConfig, build_em, evaluator_of, fit, joined_rows, shape_of
 from gfn_jax.sections import section
-from gfn_jax.tasks.reviews import bayes_label
 from gfn_jax.tasks.subjectivity import Subjectivity
 from gfn_jax.training.loop import Run, train
+from gfn_jax.worlds.reviews import bayes_label
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/subj.py:em", "FILE:preset")
 LABELS = flags.DEFINE_list("labels", ["10", "20", "50"], "Numbers of labelled reviews.")

@@ -15,7 +15,7 @@ What a preset takes, on any mesh, before anything is downloaded: add --dry_run.
 
 import ml_collections
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more

@@ -16,7 +16,7 @@ Presets:
 
 import ml_collections
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more

@@ -16,7 +16,7 @@ A judge of the infills: --config.evaluation.judge_url=http://host:port/v1 --conf
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:

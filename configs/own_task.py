@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from gfn_jax.build_tasks import TaskEntry
-from gfn_jax.defaults import gflownet_config
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
+from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.tasks import TaskEntry
 from gfn_jax.sections import Count, Nonnegative, section
-from gfn_jax.tasks.stories import draw_stories
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import encode_after, stop_token, token_strings
 from gfn_jax.types import Query
+from gfn_jax.worlds.stories import draw_stories
 
 # 1. The config's section, as a frozen dataclass: a key that is misspelt or missing, and a value out of range, is an
 # error (`gfn_jax/sections.py`: Count is a whole number of at least 1).

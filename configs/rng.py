@@ -15,7 +15,7 @@ in a config of your own, {"7": 1.0, "-3": 2.0}.
 
 import ml_collections
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 
 PROMPT = "The following is a random integer drawn {} between 0 and 100: "
 

@@ -16,7 +16,7 @@ Presets:
 
 import ml_collections
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:

@@ -70,7 +70,7 @@ def run(config: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from gfn_jax.build_benchmark import build_benchmark
+    from gfn_jax.commands.benchmark_parts import build_benchmark
     from gfn_jax.models.flops import packed_reward_flops, rollout_flops, score_flops, sequential_reward_flops
 
     parts = build_benchmark(config)

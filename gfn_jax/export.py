@@ -41,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         expected = BUILDING
         absl_logging.set_verbosity(absl_logging.WARNING)
-        from gfn_jax.build_export import Settings, export  # jax and all: only once the flags are known to be right
+        from gfn_jax.commands.exporting import (  # jax and all: only once the flags are known to be right
+            Settings,
+            export,
+        )
 
         chosen: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}
         with notes():

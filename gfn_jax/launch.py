@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
             return 0
         expected = BUILDING
         if values.dry_run:
-            from gfn_jax.dry_run import dry_run
+            from gfn_jax.commands.dry_run import dry_run
 
             print(dry_run(values.config), flush=True)
             return 0
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None, default_config: str | None = None) -> in
         logging.getLogger("gfn_jax").info("starting in %s", workdir)
         if values.distributed or in_cluster(os.environ):
             join_cluster(os.environ)
-        from gfn_jax.build import build  # jax and all: too slow to wait for when a flag is misspelt
+        from gfn_jax.runs.build import build  # jax and all: too slow to wait for when a flag is misspelt
 
         run = build(values.config, workdir, shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]]))
         expected, code = RUNNING, FAILED

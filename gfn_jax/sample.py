@@ -25,8 +25,8 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from gfn_jax.files import read_lines, read_text
 from gfn_jax.launch import BUILDING, FAILED, INTERRUPTED, PARSING, RUNNING, USAGE, one_line
+from gfn_jax.text.files import read_lines, read_text
 
 TEXT = {
     "model": (None, "base: a folder, a hub id, or the shipped tiny-arithmetic"),
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         prompts = read_prompts(values.prompt, values.prompts)
         expected = BUILDING
         absl_logging.set_verbosity(absl_logging.WARNING)
-        from gfn_jax.build_sample import Settings, sample  # jax and all: only once the flags are known to be right
+        from gfn_jax.commands.sampling import Settings, sample  # jax and all: only once the flags are known to be right
 
         names = {field.name for field in dataclasses.fields(Settings)} - {"prompts", "context"}
         context = None if values.context is None else read_text(values.context)

@@ -15,13 +15,16 @@ from typing import Annotated
 import ml_collections
 import pytest
 
-from gfn_jax import build_em, build_language_model, build_sections, launch, sections
+from gfn_jax import launch, sections
 from gfn_jax.evaluation import arithmetic as arithmetic_evaluation
 from gfn_jax.evaluation import continuation as continuation_evaluation
 from gfn_jax.evaluation import infilling as infilling_evaluation
 from gfn_jax.evaluation import random_numbers as random_numbers_evaluation
 from gfn_jax.evaluation import subjectivity as subjectivity_evaluation
-from gfn_jax.tasks import arithmetic, continuation, corpora, infilling, random_numbers, subjectivity, texts
+from gfn_jax.runs import config, em
+from gfn_jax.runs import texts as text_runs
+from gfn_jax.tasks import arithmetic, continuation, infilling, random_numbers, subjectivity, texts
+from gfn_jax.worlds import corpora
 
 ROOT = pathlib.Path(__file__).parents[1]
 REVIEW = '{"text": "a film .", "label": 0, "label_text": "objective"}\n'
@@ -251,8 +254,8 @@ def folder(tmp_path, monkeypatch, cache):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("gfn_jax.build_gflownet.load_base", refuse)
-    monkeypatch.setattr("gfn_jax.build_language_model.load_model", refuse)
+    monkeypatch.setattr("gfn_jax.runs.policy.load_base", refuse)
+    monkeypatch.setattr("gfn_jax.runs.texts.load_model", refuse)
     logger = logging.getLogger("gfn_jax")
     before = logger.handlers, logger.propagate, logger.level
     yield tmp_path
@@ -341,12 +344,12 @@ def configs_of(module: types.ModuleType) -> list[type]:
 
 
 def test_every_number_of_a_config_has_a_range():
-    modules = [build_sections, build_language_model, build_em, sections, arithmetic, continuation, infilling]
+    modules = [config, text_runs, em, sections, arithmetic, continuation, infilling]
     modules += [random_numbers, subjectivity, texts, arithmetic_evaluation, continuation_evaluation]
     modules += [infilling_evaluation, random_numbers_evaluation, subjectivity_evaluation]
     found = {cls for module in modules for cls in configs_of(module)}
     found |= {kind.config for kind in corpora.CORPORA.values()}
-    parts = sections.field_types(build_sections.GFlowNetSections)
+    parts = sections.field_types(config.GFlowNetSections)
     found |= set(parts.values()) - {parts["objective"]}  # which is read as an ObjectiveConfig
     bare = [
         f"{cls.__name__}.{name}"

@@ -10,18 +10,15 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "gfn_jax"
 
 # From the ground up. Rooms of one level do not know each other.
 LEVELS = (
-    {"types", "errors", "files", "sections", "defaults"},
-    {"interfaces"},
-    {"models", "text", "datasets"},
+    {"types", "errors", "sections"},
+    {"models", "text"},
+    {"datasets", "interfaces"},
     {"policy"},
-    {"objectives", "rewards", "replay", "environments"},
+    {"objectives", "rewards", "replay", "environments", "worlds"},
     {"algorithms", "tasks"},
     {"training", "evaluation"},
-    {"build_tasks", "build_rewards", "build_language_model", "workdir"},
-    {"build_sections"},
-    {"build_gflownet"},
-    {"build_em"},
-    {"build"},
+    {"runs"},
+    {"commands"},
 )
 TOP = len(LEVELS)  # launch, and every other module that is a command
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -85,9 +82,10 @@ def test_imports_point_down_only():
         ("models/decoder.py", "from gfn_jax.text import tokens"),
         ("rewards/compose.py", "from gfn_jax.environments import NoTool"),
         ("training/loop.py", "from gfn_jax.evaluation import accuracy"),
-        ("training/loop.py", "from gfn_jax.build import build"),
-        ("build.py", "from gfn_jax.launch import main"),
-        ("build.py", "from gfn_jax import benchmark"),
+        ("training/loop.py", "from gfn_jax.runs.build import build"),
+        ("runs/build.py", "from gfn_jax.commands import sampling"),
+        ("runs/build.py", "from gfn_jax.launch import main"),
+        ("runs/build.py", "from gfn_jax import benchmark"),
         ("objectives/subtb.py", "from gfn_jax.policy.score import score"),
         ("objectives/subtb.py", "from gfn_jax.interfaces import Reward"),
         ("types.py", "from gfn_jax.interfaces import Reward"),
@@ -105,7 +103,7 @@ def test_a_wrong_import_is_found(place, line):
         ("policy/score.py", "from gfn_jax.models import decoder"),
         ("objectives/mixture.py", "from gfn_jax.objectives.subtb import subtb"),
         ("objectives/mixture.py", "from gfn_jax.types import PolicyScores"),
-        ("launch.py", "from gfn_jax.build import build"),
+        ("launch.py", "from gfn_jax.runs.build import build"),
         ("benchmark.py", "from gfn_jax.launch import parse"),
         ("training/loop.py", "import jax"),
         ("training/loop.py", "from gfn_jax.errors import TrainingStopped"),

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
 from gfn_jax.datasets.building import build_once, default_cache
-from gfn_jax.files import read_lines, read_text
+from gfn_jax.text.files import read_lines, read_text
 
 # What is written with a full stop that ends no sentence.
 TITLES = ("Mr", "Mrs", "Ms", "Dr", "Prof", "Rev", "Hon", "Sgt", "Lt", "Col", "Capt", "Gen", "Sen", "Rep", "Gov", "St")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gfn_jax.files import read_lines
+from gfn_jax.text.files import read_lines
 
 LABELS = ("objective", "subjective")
 FILES = {

@@ -19,12 +19,12 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward, check_positions
 from gfn_jax.sections import Count, Natural, Range, Share
-from gfn_jax.tasks.arithmetic_answers import is_correct_chain
 from gfn_jax.tasks.arithmetic_data import load_examples
-from gfn_jax.tasks.arithmetic_examples import ArithmeticExample
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import allowed_ids, encode_after
 from gfn_jax.types import Query, Seeds, Tokens
+from gfn_jax.worlds.arithmetic_answers import is_correct_chain
+from gfn_jax.worlds.arithmetic_examples import ArithmeticExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

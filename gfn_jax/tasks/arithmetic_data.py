@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gfn_jax.datasets.building import build_once, default_cache
-from gfn_jax.tasks.arithmetic_examples import ArithmeticExample, evaluate, expression_of, fill_results
-from gfn_jax.tasks.arithmetic_splits import SPLITS, generate_splits
+from gfn_jax.worlds.arithmetic_examples import ArithmeticExample, evaluate, expression_of, fill_results
+from gfn_jax.worlds.arithmetic_splits import SPLITS, generate_splits
 
 RELEASED_FILES = {
     "demonstrations": "1digit_34_op+-_train_50.json",

@@ -27,11 +27,11 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural, Range
-from gfn_jax.tasks.stories import Beginning, Room, draw_stories, events, posterior
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, encode_prompt
 from gfn_jax.text.tokens import encode_after, stop_token, token_strings
 from gfn_jax.types import Query, Seeds
+from gfn_jax.worlds.stories import Beginning, Room, draw_stories, events, posterior
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -29,12 +29,12 @@ from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.rewards.posterior import Context, PosteriorReward, check_positions
 from gfn_jax.sections import Count, Natural, Nonnegative, Range
-from gfn_jax.tasks.reviews import LABELS, draw_reviews
-from gfn_jax.tasks.reviews_corpus import ANSWER, INVERSE, PROMPT
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import encode_after, token_strings
 from gfn_jax.types import Params, Query, Rollout, Seeds, Tokens
+from gfn_jax.worlds.reviews import LABELS, draw_reviews
+from gfn_jax.worlds.reviews_corpus import ANSWER, INVERSE, PROMPT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

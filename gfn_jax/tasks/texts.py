@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-from gfn_jax.files import read_lines
 from gfn_jax.sections import Range
+from gfn_jax.text.files import read_lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 
 import jax
 
-from gfn_jax.files import read_text
+from gfn_jax.text.files import read_text
 
 _log = logging.getLogger("gfn_jax")
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, random_lora, random_params, tiny
+from tiny_worlds import left_padded, random_lora, random_params, tiny
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, Phase, epoch_order, phase_order
 from gfn_jax.models import decoder

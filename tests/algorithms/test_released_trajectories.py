@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flax import struct
 from safetensors.numpy import save_file
-from worlds import left_padded, query_of, right_padded
+from tiny_worlds import left_padded, query_of, right_padded
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import load_adapter

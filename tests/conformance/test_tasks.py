@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfn_jax import dry_run, launch
-from gfn_jax.build import build
-from gfn_jax.build_gflownet import gflownet_parts
-from gfn_jax.build_tasks import TASKS, entry_of
+from gfn_jax import launch
+from gfn_jax.commands import dry_run
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.policy.rollout import rollout
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.runs.build import build
+from gfn_jax.runs.policy import gflownet_parts
+from gfn_jax.runs.tasks import TASKS, entry_of
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.loop import train
@@ -224,7 +225,7 @@ def test_a_tokenizer_of_another_world_is_refused(name):
     [
         ("nonsense", "there are arithmetic"),
         ("configs.own_task:NOTHING", "cannot be imported"),
-        ("json:dumps", "must be a gfn_jax.build_tasks.TaskEntry"),
+        ("json:dumps", "must be a gfn_jax.runs.tasks.TaskEntry"),
     ],
 )
 def test_a_task_that_is_none(name, problem):

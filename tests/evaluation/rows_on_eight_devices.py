@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from worlds import left_padded, random_params, tiny
+from tiny_worlds import left_padded, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.rows import copies_of, parts

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, query_of, random_lora, random_params, right_padded, tiny
+from tiny_worlds import left_padded, query_of, random_lora, random_params, right_padded, tiny
 
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.models import decoder

@@ -3,7 +3,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import random_params, tiny
+from tiny_worlds import random_params, tiny
 
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
 from gfn_jax.types import Tokens

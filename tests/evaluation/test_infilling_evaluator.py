@@ -17,8 +17,8 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
-from gfn_jax.tasks.stories_corpus import build_tokenizer
 from gfn_jax.text.loading import model_folder
+from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 CONFIG = InfillingEvaluationConfig(
     every=1,

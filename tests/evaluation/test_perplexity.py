@@ -3,7 +3,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worlds import random_params, tiny
+from tiny_worlds import random_params, tiny
 
 from gfn_jax.algorithms.language_model import LanguageModeling
 from gfn_jax.evaluation.perplexity import make_perplexity

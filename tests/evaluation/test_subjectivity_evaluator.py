@@ -17,10 +17,10 @@ from gfn_jax.evaluation.subjectivity import (
 from gfn_jax.models import decoder
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.tasks.reviews import LABELS, REASONS, draw_reviews
 from gfn_jax.tasks.subjectivity import Subjectivity, SubjectivityConfig
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
+from gfn_jax.worlds.reviews import LABELS, REASONS, draw_reviews
 
 CONFIG = SubjectivityEvaluationConfig(
     every=1, reviews=3, samples=4, temperature=1.0, batch=4, shots=0, frequent=2, seed=0

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, random_ids, random_lora, random_params, tiny
+from tiny_worlds import left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.models import decoder
 from gfn_jax.models.config import RopeScaling

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, query_of, right_padded
+from tiny_worlds import left_padded, query_of, right_padded
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import load_adapter

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import TARGETS, left_padded, random_ids, random_lora, random_params, tiny
+from tiny_worlds import TARGETS, left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder, layers

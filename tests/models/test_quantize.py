@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from worlds import left_padded, query_of, random_ids, random_lora, random_params, right_padded, tiny
+from tiny_worlds import left_padded, query_of, random_ids, random_lora, random_params, right_padded, tiny
 
 from gfn_jax import replay
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from worlds import all_sequences, calculator_world, left_padded, random_lora, random_params, tiny
+from tiny_worlds import all_sequences, calculator_world, left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.policy.constraint import make_constraint

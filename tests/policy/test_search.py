@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import left_padded, random_lora, random_params, tiny
+from tiny_worlds import left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy

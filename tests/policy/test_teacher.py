@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import calculator_world, left_padded, random_params, tiny
+from tiny_worlds import calculator_world, left_padded, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.policy.constraint import make_constraint

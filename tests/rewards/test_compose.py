@@ -3,7 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worlds import left_padded, query_of, random_params, right_padded, tiny
+from tiny_worlds import left_padded, query_of, random_params, right_padded, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.policy.constraint import make_constraint

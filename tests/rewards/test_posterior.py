@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import (
+from tiny_worlds import (
     all_sequences,
     coarse_products,
     left_padded,

@@ -12,7 +12,7 @@ import pytest
 from gfn_jax.datasets.building import build_once, default_cache
 from gfn_jax.tasks import arithmetic_data
 from gfn_jax.tasks.arithmetic_data import RELEASED_FILES, load_examples
-from gfn_jax.tasks.arithmetic_splits import generate_splits
+from gfn_jax.worlds.arithmetic_splits import generate_splits
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from gfn_jax.tasks.continuation import ILLEGAL, Continuation, ContinuationConfig
-from gfn_jax.tasks.stories_corpus import build_tokenizer
 from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.text.tokens import token_strings
+from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 CONFIG = ContinuationConfig(
     prompts=None,

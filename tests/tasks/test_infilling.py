@@ -15,8 +15,8 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
-from gfn_jax.tasks.stories_corpus import build_tokenizer
 from gfn_jax.text.loading import load_tokenizer
+from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 TINY = InfillingConfig(
     data_dir=None, train_stories=30, validation_stories=5, test_stories=5, seed_stories=20, min_length=4, max_length=9

@@ -11,9 +11,9 @@ import pytest
 from gfn_jax.environments import NoTool
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import checked
-from gfn_jax.tasks.numbers_corpus import build_tokenizer
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
 from gfn_jax.text.loading import load_tokenizer
+from gfn_jax.worlds.numbers_corpus import build_tokenizer
 
 UNIFORM = RandomNumbersConfig(
     prompt="A random integer: ",

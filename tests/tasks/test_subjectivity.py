@@ -11,12 +11,12 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import LoraConfig, init_lora, merge_lora
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.tasks.reviews import LABELS
-from gfn_jax.tasks.reviews_corpus import build_tokenizer
 from gfn_jax.tasks.subjectivity import Subjectivity, SubjectivityConfig
 from gfn_jax.text.joining import joining_difference
 from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.text.tokens import encode_after
+from gfn_jax.worlds.reviews import LABELS
+from gfn_jax.worlds.reviews_corpus import build_tokenizer
 
 CONFIG = SubjectivityConfig(
     data_dir=None,

@@ -3,7 +3,6 @@
 import pytest
 from transformers import AutoTokenizer
 
-from gfn_jax.tasks.arithmetic_examples import make_example
 from gfn_jax.text.joining import (
     decode_after,
     encode_answer,
@@ -13,6 +12,7 @@ from gfn_jax.text.joining import (
 )
 from gfn_jax.text.tokens import encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
+from gfn_jax.worlds.arithmetic_examples import make_example
 
 EXPRESSIONS = ("6 - 0 - 4 - 8", "1 + 9 + 9 + 9 + 9", "0 - 7 - 8", "3 + 5 - 8", "9 - -2 + 1")
 

@@ -11,10 +11,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from worlds import left_padded, query_of, random_ids, right_padded, tiny
+from tiny_worlds import left_padded, query_of, random_ids, right_padded, tiny
 
-from gfn_jax import dry_run
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.commands import dry_run
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
 from gfn_jax.models.lora import LoraConfig

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gfn_jax.defaults import gflownet_config
+from gfn_jax.runs.defaults import gflownet_config
 from gfn_jax.sections import described
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
 

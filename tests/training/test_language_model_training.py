@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import random_lora, random_params, tiny
+from tiny_worlds import random_lora, random_params, tiny
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
 from gfn_jax.training.language_model import ModelState, make_language_model_step

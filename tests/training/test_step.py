@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from worlds import all_sequences, left_padded, query_of, random_params, tiny
+from tiny_worlds import all_sequences, left_padded, query_of, random_params, tiny
 
 from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
 from gfn_jax.environments import NoTool

@@ -1,0 +1,261 @@
+"""What a run would take, from its config alone: `python -m gfn_jax.launch --config=... --dry_run`.
+
+Nothing is allocated, no weight is read and nothing downloaded but the config.json of a hub's model that is not known
+here: the run is built from shapes (`jax.eval_shape`) and every array divided as the sharding rules divide it, on a mesh
+whose devices need not exist. Base, adapter, optimizer, buffer and caches are exact; activations are an estimate, in
+bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
+(`tensor_share`):
+
+    backward = (r + 3/2 l / L) / n,      reward = max(attention, MLP, logits) of the packed pass / n
+
+r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
+worked on: its values and the gradients of about half of them. The reward's pass keeps nothing, but holds what one
+layer works on, of all packed tokens: two copies of the attention's float32 scores, or the MLP's inner values, or a
+block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
+within 20 % (tests/training/test_collectives.py).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gfn_jax.algorithms.gflownet import Constants, GFlowNet
+from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
+from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
+from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
+from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.quantize import quantize_params
+from gfn_jax.rewards.posterior import Context
+from gfn_jax.runs.config import read_sections
+from gfn_jax.runs.policy import gflownet_parts, initial
+from gfn_jax.runs.tasks import entry_of
+from gfn_jax.text.loading import load_tokenizer, model_folder
+from gfn_jax.training import mesh as meshes
+from gfn_jax.training.mesh import bytes_per_device, nbytes
+from gfn_jax.training.step import TrainState
+from gfn_jax.types import PyTree
+
+REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        path: the model's name.
+        stand_in: whose tokenizer lengths were counted with, where the model's own is not here; else None.
+        mesh: devices an axis.
+        parameters: of the base.
+        adapter_parameters: of the adapter.
+        adapter_bytes: of the whole adapter, as a file would hold it.
+        memory: kind -> bytes a device.
+        flops: part -> operations a step, on all devices together.
+        shape: the step's sizes.
+    """
+
+    path: str
+    stand_in: str | None
+    mesh: Mapping[str, int]
+    parameters: int
+    adapter_parameters: int
+    adapter_bytes: int
+    memory: Mapping[str, int]
+    flops: Mapping[str, int]
+    shape: StepShape
+
+
+def dry_run(config: ml_collections.ConfigDict) -> str:
+    """The estimate as text.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, in one line.
+    """
+    if config.task in TEXTS:
+        return dry_run_texts(config)
+    return report(estimate(config))
+
+
+def report(plan: Estimate) -> str:
+    """The estimate as a table."""
+    shape, tokenizer = plan.shape, ""
+    if plan.stand_in is not None:
+        tokenizer = f" (counted with the tokenizer of {plan.stand_in}; the model's is not here)"
+    lines = [
+        f"{plan.path}: {plan.parameters:,} parameters; "
+        f"adapter {plan.adapter_parameters:,} ({readable(plan.adapter_bytes)})",
+        f"step: {shape.queries} queries x {shape.samples} samples; tokens: prompt {shape.prompt}, "
+        f"demonstrations {shape.few_shot}, completion {shape.horizon}, answer {shape.answer}{tokenizer}",
+        *tables(plan.mesh, plan.memory, plan.flops),
+    ]
+    return "\n".join(lines)
+
+
+def estimate(config: ml_collections.ConfigDict) -> Estimate:
+    """Builds the run from shapes.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, in one line.
+    """
+    sections = read_sections(config)
+    entry = entry_of(config.task)
+    model, tokenizer = describe_model(config.model.path)
+    dtype = jnp.dtype(config.model.dtype)
+    mesh = meshes.abstract_mesh(sections.mesh)
+    shipped = tokenizer or load_tokenizer(model_folder(entry.stand_in))
+    parts = gflownet_parts(config, model, shipped, mesh)
+    floats = jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))
+    params = jax.eval_shape(functools.partial(quantize_params, kind=config.model.quantize), floats)
+    _ = parts.task.environment  # its tables are read while the rest is traced: they must be there before
+    constants, state = jax.eval_shape(functools.partial(initial, config, parts), params)
+    algorithm = parts.algorithm
+    shape = step_shape(algorithm, constants)
+    return Estimate(
+        path=config.model.path,
+        stand_in=entry.stand_in if tokenizer is None else None,
+        mesh=dict(mesh.shape),
+        parameters=count(floats),
+        adapter_parameters=count(state.trainable.lora),
+        adapter_bytes=nbytes(state.trainable.lora),
+        memory=memory(algorithm, constants, state, shape, dtype, mesh),
+        flops=flops(algorithm, parts.lora, shape, len(contexts(constants.prepared))),
+        shape=shape,
+    )
+
+
+def contexts(prepared: PyTree) -> list[Context]:
+    """What the rewards that read the base keep; none where the reward has no use for it."""
+    leaves = jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Context))
+    return [leaf for leaf in leaves if isinstance(leaf, Context)]
+
+
+def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
+    """The sizes of a step, all samples of a query counted."""
+    kept = contexts(constants.prepared)
+    demonstrations = kept[0].demonstrations if kept else None
+    query, columns = constants.queries, constants.constraint.token_ids
+    return StepShape(
+        queries=algorithm.config.queries,
+        samples=algorithm.config.samples,
+        prompt=query.prompt.ids.shape[1],
+        context=query.context.ids.shape[1],
+        answer=query.answer.ids.shape[1],
+        few_shot=0 if demonstrations is None else demonstrations.mask.shape[1],
+        horizon=constants.constraint.horizon,
+        allowed=columns.shape[0],
+    )
+
+
+def flops(algorithm: GFlowNet, lora: LoraConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
+    """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
+    policy, base = Flops(algorithm.model, lora), Flops(algorithm.model)
+    fresh = dataclasses.replace(shape, samples=algorithm.config.fresh_samples)
+    parts = {
+        "rollout": rollout_flops(policy, fresh),
+        "reward": reward_passes * packed_reward_flops(base, fresh),
+        "score, update": score_flops(policy, shape),
+    }
+    if algorithm.remat:  # the layers once more, the head not
+        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(shape, allowed=0))
+    return parts
+
+
+def memory(
+    algorithm: GFlowNet,
+    constants: Constants,
+    state: TrainState,
+    shape: StepShape,
+    dtype: jnp.dtype,
+    mesh: jax.sharding.AbstractMesh,
+) -> dict[str, int]:
+    """Bytes a device by kind."""
+    config, model = algorithm.config, algorithm.model
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = tensor_share(model, mesh, shape.prompt + shape.horizon)
+    queries = config.queries // config.micro_batches
+
+    def cache(rows: int, length: int) -> int:
+        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
+
+    adapter = bytes_per_device({"trainable": state.trainable}, mesh)
+    tables = dataclasses.replace(constants, params=None, prepared=None)
+    return {
+        "base": bytes_per_device(constants.params, mesh, REST),
+        "adapter": adapter,
+        "optimizer": bytes_per_device({"opt_state": state.opt_state}, mesh),
+        "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
+        "buffer": bytes_per_device({"replay": state.replay}, mesh),
+        "task's tables": nbytes(tables),
+        "prompt cache": cache(queries * algorithm.copies, shape.prompt),
+        "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
+        "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.copies, shape.context),
+        "activations": int(activations(algorithm, constants, state, shape) // split * share),
+        "weights in use": in_use(constants.params, model, dtype, mesh),
+    }
+
+
+def activations(algorithm: GFlowNet, constants: Constants, state: TrainState, shape: StepShape) -> int:
+    """Bytes of a micro-batch's activations on all devices together, by the formula above."""
+    without = kept_for_backward(dataclasses.replace(algorithm, remat=False), constants, state)
+    kept = kept_for_backward(algorithm, constants, state) if algorithm.remat else without
+    backward = kept + 3 * without // (2 * algorithm.model.num_layers)
+    if not contexts(constants.prepared):
+        return backward
+    part = dataclasses.replace(
+        shape, queries=shape.queries // algorithm.config.micro_batches, samples=algorithm.config.fresh_samples
+    )
+    return max(backward, reward_activations(algorithm.model, part, constants.params["embed"]["tokens"].dtype))
+
+
+def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
+    """Bytes that the packed pass of one micro-batch works on at once."""
+    packed = part.horizon - 1 + part.horizon * (part.answer - 1)
+    visible = packed + part.context + part.few_shot
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    stream = 2 * model.width  # the residual and its normed copy
+    inner = (3 if model.gated_mlp else 2) * model.mlp_width
+    attention = 2 * 4 * model.num_heads * visible + (stream + heads + 2 * kv_heads) * dtype.itemsize
+    mlp = (stream + inner) * dtype.itemsize
+    states = part.rows * part.horizon * max(1, part.answer - 1)
+    logits = states * (2 * 4 * min(VOCABULARY_BLOCK, model.vocab_size) + model.width * dtype.itemsize)
+    return max(part.rows * packed * max(attention, mlp), logits)
+
+
+def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:
+    """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
+    size = algorithm.config.queries // algorithm.config.micro_batches
+    key = jax.random.key(0)
+
+    def collect(constants: Constants, state: TrainState) -> Any:
+        query = jax.tree.map(lambda x: x[:size], constants.queries)
+        keys = dict.fromkeys(range(5), key)
+        return algorithm.collect(constants, state.trainable, state.replay, query, keys, jnp.ones(()))[0]
+
+    def kept(trainable: PyTree, constants: Constants, batch: Any) -> list[jax.Array]:
+        def loss(trainable: PyTree) -> Any:
+            return algorithm.loss(trainable, constants, batch, algorithm.weights(batch), jnp.ones(()), key)
+
+        _, pull_back, _ = jax.vjp(loss, trainable, has_aux=True)
+        return jax.tree.leaves(pull_back)
+
+    batch = jax.eval_shape(collect, constants, state)
+    return left_behind(kept, state.trainable, constants, batch)
+
+
+def in_use(params: PyTree, model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.AbstractMesh) -> int:
+    """Weights in use: under fsdp one layer and the head whole, for the rest one quantised kernel as floats."""
+    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
+    whole = jax.sharding.AbstractMesh(tuple(alone.values()), meshes.AXES)
+    layer = bytes_per_device({"layers": params["layers"]}, whole) // model.num_layers
+    head = bytes_per_device({"head": params["head"]}, whole) if "head" in params else 0
+    kernels = [weights["kernel"] for weights in params["layers"].values() if "kernel" in weights]
+    largest = max(i * o for i, o in model.projections.values()) * dtype.itemsize // mesh.shape["tensor"]
+    quantized = not all(isinstance(kernel, jax.ShapeDtypeStruct) for kernel in kernels)
+    return (layer + head if mesh.shape["fsdp"] > 1 else 0) + (largest if quantized else 0)

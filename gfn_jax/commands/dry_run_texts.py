@@ -1,0 +1,211 @@
+"""What next-token training would take, from its config alone: `--dry_run` of pretraining and fine-tuning.
+
+As in `dry_run`, nothing is allocated and no weight or text is read; weights, adapter, optimizer and gradient are
+exact, activations are (r + 3/2 l / L) / n with r, l, L and n as there. The texts' tokens, 5 bytes each on every device,
+are counted where the config says how many there are.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from gfn_jax.algorithms.language_model import LanguageModeling
+from gfn_jax.commands.plan import count, describe_model, left_behind, tables, tensor_share
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.flops import Flops
+from gfn_jax.models.lora import LoraConfig, init_lora
+from gfn_jax.runs.texts import (
+    PretrainingConfig,
+    check_seq_length,
+    corpus_model,
+    finetuning_algorithm,
+    read_finetuning,
+    read_phases,
+)
+from gfn_jax.sections import section, top_level
+from gfn_jax.training import mesh as meshes
+from gfn_jax.training.mesh import bytes_per_device, nbytes
+from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gfn_jax.types import Params, PyTree, Tokens
+from gfn_jax.worlds.corpora import corpus_kind
+
+REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
+TOKEN_BYTES = 5  # its id and whether it is there
+UNKNOWN_STEPS = 2**31 - 1  # of so many epochs of texts that are not read
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A step of next-token training, as shapes.
+
+    Attributes:
+        name: of the model, or of the corpus that it is made from.
+        algorithm: what is minimised, `algorithm.dtype` being the arithmetic's.
+        trainable, base: what is trained, and the frozen weights under an adapter or None.
+        lora: the adapter's settings, or None.
+        rows: documents a step.
+        length: tokens a document at most.
+        documents: how many the run reads, where that is known; else 0.
+        optimizer: its settings.
+        mesh: where all of it lies.
+    """
+
+    name: str
+    algorithm: LanguageModeling
+    trainable: PyTree
+    base: Params | None
+    lora: LoraConfig | None
+    rows: int
+    length: int
+    documents: int
+    optimizer: OptimizerConfig
+    mesh: jax.sharding.AbstractMesh
+
+
+def dry_run_texts(config: ml_collections.ConfigDict) -> str:
+    """The estimate as text.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the config, in one line.
+    """
+    plan = TEXTS[config.task](config)
+    trained = "all of them" if plan.lora is None else f"an adapter of {count(plan.trainable):,}"
+    whole = plan.trainable if plan.base is None else plan.base
+    documents = f"{plan.documents:,} documents" if plan.documents else "the texts on the device not counted"
+    parts = plan.algorithm.micro_batches
+    lines = [
+        f"{plan.name}: {count(whole):,} parameters; trained: {trained}",
+        f"step: {plan.rows} rows of up to {plan.length} tokens, {parts} micro-batches; {documents}",
+        *tables(dict(plan.mesh.shape), memory(plan), flops(plan)),
+    ]
+    return "\n".join(lines)
+
+
+def pretraining(config: ml_collections.ConfigDict) -> Texts:
+    """A new model, on one device."""
+    top_level(PretrainingConfig, config)
+    kind = corpus_kind(config.corpus)
+    phases, _ = read_phases(config, kind)
+    model = corpus_model(config, len(kind.build_tokenizer()))
+    return Texts(
+        name=config.corpus,
+        algorithm=LanguageModeling(model),
+        trainable=weights(model, jnp.float32),
+        base=None,
+        lora=None,
+        rows=config.batch,
+        length=config.seq_length,
+        documents=phases[-1].end,
+        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=sum(phase.steps for phase in phases)),
+        mesh=meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1)),
+    )
+
+
+def finetuning(config: ml_collections.ConfigDict) -> Texts:
+    """An existing model, all weights or an adapter."""
+    lora, data = read_finetuning(config)
+    model, _ = describe_model(config.model.path)
+    check_seq_length(data.seq_length, model)
+    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config, "mesh"))
+    algorithm = finetuning_algorithm(config, model, lora, mesh)
+    adapts = config.mode == "lora"
+    base = weights(model, jnp.dtype(config.model.dtype if adapts else "float32"))
+    steps = config.steps or UNKNOWN_STEPS
+    return Texts(
+        name=config.model.path,
+        algorithm=algorithm,
+        trainable=jax.eval_shape(lambda key: init_lora(key, model, lora), jax.random.key(0)) if adapts else base,
+        base=base if adapts else None,
+        lora=lora if adapts else None,
+        rows=config.batch,
+        length=data.seq_length,
+        documents=0,
+        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=steps),
+        mesh=mesh,
+    )
+
+
+def weights(model: ModelConfig, dtype: jnp.dtype | type) -> Params:
+    """A model's weights, as shapes."""
+    return jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))
+
+
+def memory(plan: Texts) -> dict[str, int]:
+    """Bytes a device by kind."""
+    mesh, algorithm = plan.mesh, plan.algorithm
+    moments = jax.eval_shape(make_optimizer(plan.optimizer).init, plan.trainable)
+    trained = bytes_per_device({"trainable": plan.trainable}, mesh)
+    share = tensor_share(algorithm.model, mesh, plan.length) / (mesh.shape["data"] * mesh.shape["fsdp"])
+    return {
+        **({} if plan.base is None else {"base": bytes_per_device(plan.base, mesh, REST)}),
+        "weights" if plan.base is None else "adapter": trained,
+        "optimizer": bytes_per_device({"opt_state": moments}, mesh),
+        "gradient": (1 if algorithm.micro_batches == 1 else 2) * trained,  # the sum over parts, and the newest
+        **({"texts": TOKEN_BYTES * plan.documents * plan.length} if plan.documents else {}),
+        "activations": int(activations(plan) * share),
+        "weights in use": in_use(plan),
+    }
+
+
+def activations(plan: Texts) -> int:
+    """Bytes of a micro-batch's activations on all devices together."""
+    algorithm, rows = plan.algorithm, plan.rows // plan.algorithm.micro_batches
+    shape = (rows, plan.length)
+    text = jax.eval_shape(lambda: Tokens(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)))
+    trainable = computed(plan)
+
+    def kept(remat: bool) -> int:
+        own = dataclasses.replace(algorithm, remat=remat)
+
+        def pull_back(trainable: PyTree, base: Params | None, text: Tokens) -> list[jax.Array]:
+            def loss(trainable: PyTree) -> jax.Array:
+                return own.loss(trainable, base, text, text.mask, jnp.ones(()), jax.random.key(0))
+
+            return jax.tree.leaves(jax.vjp(loss, trainable)[1])
+
+        return left_behind(pull_back, trainable, plan.base, text)
+
+    without = kept(False)
+    return (kept(True) if algorithm.remat else without) + 3 * without // (2 * algorithm.model.num_layers)
+
+
+def computed(plan: Texts) -> PyTree:
+    """What is trained, in the arithmetic's type: all weights are cast to it, an adapter is used as it is."""
+    if plan.base is not None:
+        return plan.trainable
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, plan.algorithm.dtype), plan.trainable)
+
+
+def in_use(plan: Texts) -> int:
+    """Copies of weights: all in the arithmetic's type where that is another; under fsdp a layer and the head."""
+    mesh, model = plan.mesh, plan.algorithm.model
+    params = computed(plan) if plan.base is None else plan.base
+    cast = bytes_per_device(params, mesh) if nbytes(params) != nbytes(plan.base or plan.trainable) else 0
+    if mesh.shape["fsdp"] == 1:
+        return cast
+    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
+    whole = jax.sharding.AbstractMesh(tuple(alone.values()), meshes.AXES)
+    layer = bytes_per_device({"layers": params["layers"]}, whole) // model.num_layers
+    return cast + layer + (bytes_per_device({"head": params["head"]}, whole) if "head" in params else 0)
+
+
+def flops(plan: Texts) -> dict[str, int]:
+    """Matrix products a step: forward and backward, of a frozen base with respect to activations alone."""
+    model, tokens = plan.algorithm.model, plan.rows * plan.length
+    pairs = plan.rows * plan.length * (plan.length + 1) // 2
+    counted, adapts = Flops(model, plan.lora), plan.lora is not None
+    forward = tokens * (counted.token() + counted.head(model.vocab_size)) + counted.attention(pairs)
+    total = 3 * forward
+    if adapts:
+        total = tokens * (counted.token(backward=True) + counted.head(model.vocab_size, backward=True))
+        total += counted.attention(pairs, backward=True)
+    parts = {"forward": forward, "backward": total - forward}
+    if plan.algorithm.remat:  # the layers once more, the head not
+        parts["recomputed"] = tokens * counted.token() + counted.attention(pairs)
+    return parts
+
+
+TEXTS = {"pretrain": pretraining, "finetune": finetuning}

@@ -1,0 +1,74 @@
+"""What every GFlowNet run's config holds. A file in `configs/` starts from here and says what is different.
+
+The sections are the fields of frozen dataclasses, where they are explained: `mesh` MeshConfig, `lora` LoraConfig,
+`gflownet` GFlowNetConfig, `objective` Objective, `optimizer` OptimizerConfig, `reward` runs.rewards.RewardConfig.
+"""
+
+import ml_collections
+
+
+def gflownet_config(task: str) -> ml_collections.ConfigDict:
+    """The common sections; the caller adds `config[task]` and `config.evaluation`."""
+    config = ml_collections.ConfigDict()
+    config.task = task
+    config.seed = 0
+    config.steps = 1000
+    config.log_every = 10
+    config.save_every = 100
+    config.tensorboard = False
+    config.model = {"path": "", "dtype": "float32", "remat": False, "quantize": "none"}
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.lora = {
+        "rank": 32,
+        "alpha": 32.0,
+        "targets": ("q", "k", "v", "o", "gate", "up", "down", "head"),
+        "dropout": 0.0,
+        "rank_stabilized": False,
+    }
+    config.gflownet = {
+        "queries": 16,
+        "samples": 8,
+        "replay_samples": 4,
+        "micro_batches": 1,
+        "tempered": 0.667,
+        "temperature_low": 0.5,
+        "temperature_high": 2.0,
+        "exploring": 0.0,
+        "uniform_mix": 0.0,
+        "buffer_capacity": 50,
+        "buffer_tolerance": 0.25,
+        "replay_mode": "reward",
+        "discovery_steps": 0,
+        "reward_temperature_start": 1.0,
+        "reward_temperature_end": 1.0,
+        "reward_temperature_steps": 1,
+        "log_z_rate": 100.0,
+    }
+    config.objective = {
+        "terms": {"subtb": 1.0, "db": 0.0, "tb": 0.0, "vargrad": 0.0},
+        "normalization": "released_mean",
+        "subtb_lambda": 1.0,
+        "huber": ml_collections.config_dict.placeholder(float),
+    }
+    config.optimizer = {
+        "learning_rate": 1e-3,
+        "warmup_steps": 10,
+        "decay": "cosine",
+        "final_fraction": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+    }
+    config.reward = {
+        "task": 1.0,
+        "unconditional": 0.0,
+        "reverse": 0.0,
+        "required": (),
+        "forbidden": (),
+        "penalty": 20.0,
+        "automaton": ml_collections.config_dict.placeholder(str),
+        "function": ml_collections.config_dict.placeholder(str),
+    }
+    return config

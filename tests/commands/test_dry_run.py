@@ -1,0 +1,129 @@
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gfn_jax import launch
+from gfn_jax.commands import dry_run
+from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.decoder import empty_cache
+from gfn_jax.models.quantize import quantize_params
+from gfn_jax.runs.policy import gflownet_parts, initial, place
+from gfn_jax.sections import section
+from gfn_jax.text.loading import load_tokenizer, model_folder
+from gfn_jax.training import mesh as meshes
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "arith.py"
+# Every preset, and the parameters of its base as the publisher counts them.
+PARAMETERS = {
+    "tiny": 831_360,
+    "paper": 6_050_882_784,
+    "gpt2": 124_439_808,
+    "pythia": 162_322_944,
+    "llama": 1_235_814_400,
+    "qwen": 494_032_768,
+}
+
+
+def config_of(preset: str, *overrides: str):
+    return launch.parse(["launch", f"--config={CONFIGS}:{preset}", *overrides]).config
+
+
+def real(tree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_bytes_are_those_of_the_arrays_themselves(kind):
+    config = config_of("tiny", f"--config.model.quantize={kind}", "--config.mesh.data=1")
+    plan = dry_run.estimate(config)
+    folder = model_folder("tiny-arithmetic")
+    model, params = load_model(folder)
+    params = quantize_params(params, kind)
+    mesh = meshes.make_mesh(section(meshes.MeshConfig, config, "mesh"), jax.devices()[:1])
+    parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
+    constants, state = initial(config, parts, params)
+    assert place(constants.params, mesh)["layers"].keys() == params["layers"].keys()
+    assert plan.memory["base"] == real(params)
+    assert plan.memory["adapter"] == plan.adapter_bytes == real(state.trainable)
+    assert plan.memory["optimizer"] == real(state.opt_state)
+    assert plan.memory["buffer"] == real(state.replay)
+    questions = empty_cache(model, 16, constants.queries.context.ids.shape[1])
+    assert plan.memory["reward cache"] == real(constants.prepared) + real(questions)
+    assert plan.stand_in is None
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_every_preset_is_planned_offline(preset, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    if preset != "gpt2":  # the estimate of activations traces the whole loss: one is enough here
+        monkeypatch.setattr(dry_run, "activations", lambda *args: 0)
+    assert launch.main(["launch", f"--config={CONFIGS}:{preset}", "--dry_run", "--debug"]) == 0
+    out = capsys.readouterr().out
+    assert f"{PARAMETERS[preset]:,} parameters" in out
+    assert "optimizer" in out
+    assert "TFLOP" in out
+
+
+def test_a_mesh_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(dry_run, "activations", lambda *args: 8_000)
+    one = dry_run.estimate(config_of("paper")).memory
+    config = config_of("paper", "--config.mesh.fsdp=8", "--config.mesh.data=1")
+    eight = dry_run.estimate(config).memory
+    assert jax.device_count() < 8
+    # Embedding and norms are whole on every device under fsdp, the projections and the head are not.
+    whole = 2 * 50400 * 4096
+    assert one["base"] / 8 < eight["base"] < (one["base"] - whole) / 8 + 1.01 * whole
+    assert eight["rollout cache"] * 8 == one["rollout cache"]
+    assert eight["activations"] == 1_000
+    assert one["weights in use"] == 0
+    assert eight["weights in use"] > 2 * 12 * 4096**2
+    halves = config_of("paper", "--config.model.quantize=nf4")
+    assert 0.27 < dry_run.estimate(halves).memory["base"] / one["base"] < 0.35
+
+
+def test_a_micro_batch_must_divide_over_the_mesh():
+    config = config_of("paper", "--config.mesh.fsdp=8", "--config.gflownet.micro_batches=32")
+    with pytest.raises(ValueError, match="micro-batch of queries of 1 does not divide over 8 devices"):
+        dry_run.estimate(config)
+
+
+def test_remat_keeps_less():
+    """What the backward pass is left with, with and without: depth counts only without."""
+    config = config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6")
+    model, tokenizer = dry_run.describe_model(config.model.path)
+    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config, "mesh"))
+    parts = gflownet_parts(config, model, tokenizer, mesh)
+    algorithm = parts.algorithm
+    params = load_model(model_folder("tiny-arithmetic"))[1]
+    constants, state = initial(config, parts, params)
+    without = dry_run.kept_for_backward(algorithm, constants, state)
+    remat = dry_run.kept_for_backward(dataclasses.replace(algorithm, remat=True), constants, state)
+    inputs = model.num_layers * (2 * 13 + 12 * 20) * model.width * 4
+    assert inputs < remat < without / 3
+    assert remat < real(params)  # what was given does not count: the base alone is more
+    assert without > jnp.dtype(jnp.float32).itemsize * model.num_layers * 12 * 20 * model.mlp_width
+
+
+def test_what_is_not_known_is_said(monkeypatch):
+    def refuse(*args):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)  # which would try for half a minute
+    with pytest.raises(ValueError, match=r"no/such-model is no folder .* shapes are known of EleutherAI/pythia"):
+        dry_run.estimate(config_of("paper", "--config.model.path=no/such-model"))
+    with pytest.raises(ValueError, match=r"model\.quantize is 'int3'; it must be one of none, int8, nf4"):
+        dry_run.estimate(config_of("paper", "--config.model.quantize=int3"))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_101_765_568, "12.10 GB")]
+)
+def test_readable(size, text):
+    assert dry_run.readable(size) == text

@@ -1,0 +1,151 @@
+"""The main job through its own config: a run of a few steps, as `python -m gfn_jax.launch` makes it."""
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import logging.handlers
+import pathlib
+import queue
+
+import jax
+import numpy as np
+import pytest
+
+from gfn_jax.evaluation import arithmetic, remembered, sampling
+from gfn_jax.runs.build import build
+from gfn_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def small_config():
+    spec = importlib.util.spec_from_file_location("arith", ROOT / "configs" / "arith.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("tiny")
+    config.steps = 4
+    config.save_every = 2
+    config.optimizer.warmup_steps = 1
+    config.arithmetic.max_length = 17
+    config.arithmetic.eval_max_length = 24
+    config.gflownet.update({"queries": 4, "samples": 4, "replay_samples": 2, "micro_batches": 2, "buffer_capacity": 4})
+    config.evaluation.update({"every": 4, "questions": 4, "samples": 2, "test_questions": 4, "batch": 4})
+    return config
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """What is logged while this file's tests run, oldest first."""
+    said = queue.SimpleQueue()
+    handler, logger = logging.handlers.QueueHandler(said), logging.getLogger("gfn_jax")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield said
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, lines):
+    """Four steps in one go, by somebody whose cache remembers nothing of the base."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remembered, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+        sampling._rollout.clear_cache()
+        run = build(small_config(), tmp_path_factory.mktemp("whole"))
+        trained = train(run)
+        return run, trained, run.finish(trained)
+
+
+def test_the_evaluation_compiles_one_rollout_a_method(whole):
+    assert sampling._rollout._cache_size() == 3  # the base with and without demonstrations in its prompt, the policy
+
+
+def test_what_takes_long_is_said_before_it_begins(whole, lines):
+    said = [lines.get_nowait().getMessage() for _ in range(lines.qsize())]
+    stages = (
+        "preparing the task",
+        "reading the base",
+        "preparing the rewards",
+        "compiling the step",
+        "step 4: evaluating",
+        "final evaluation: base, 0-shot",
+    )
+    places = [next(i for i, line in enumerate(said) if line.startswith(stage)) for stage in stages]
+    assert places == sorted(places)
+    for method in ("base, 0-shot", "base, 3-shot", "gflownet (this run)"):
+        assert sum(line.startswith(f"final evaluation: {method} on test_") for line in said) == 3
+
+
+def test_the_next_run_remembers_the_base_and_prints_the_same(whole, monkeypatch, tmp_path_factory):
+    run, trained, page = whole
+    monkeypatch.setattr(remembered, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+    sampled = []
+
+    def sample_completions(*arguments):
+        sampled.append(arguments[2])
+        return sampling.sample_completions(*arguments)
+
+    sample_completions.__qualname__ = sampling.sample_completions.__qualname__
+    monkeypatch.setattr(arithmetic, "sample_completions", sample_completions)
+    assert run.finish(trained) == page
+    assert sampled == [trained.state.trainable.lora] * 3  # the base's were read
+
+
+def leaves(state):
+    return [
+        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(state)
+    ]
+
+
+def test_the_step_compiles_once(whole):
+    run, _, _ = whole
+    assert run.step_fn._cache_size() == 1
+
+
+def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_path):
+    _, trained, _ = whole
+    first = build(small_config(), tmp_path)
+    train(dataclasses.replace(first, num_steps=2))
+    first.checkpointer.close()
+    second = build(small_config(), tmp_path)
+    resumed = train(second)
+    for one, other in zip(leaves(trained.state), leaves(resumed.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert second.step_fn._cache_size() == 1
+
+
+def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
+    _, trained, _ = whole
+    filled = np.asarray(trained.state.replay.filled.sum(1))
+    assert (filled[:47] >= 1).all()  # seeds
+    assert (filled <= 4).all()
+    assert filled.sum() > 47  # and what the policy found
+
+
+def test_results_hold_the_numbers_of_the_page(whole):
+    run, _, page = whole
+    results = json.loads((run.workdir / "results.json").read_text())
+    assert results["task"] == "arithmetic"
+    assert results["method"] == "gflownet"
+    assert (results["seed"], results["steps"]) == (0, 4)
+    assert len(results["config_digest"]) == 12
+    for method in ("metrics", "base_0shot", "base_kshot"):
+        assert {"accuracy_3", "accuracy_4", "accuracy_5"} <= results[method].keys()
+        assert all(0 <= value <= 100 for value in results[method].values())
+        shown = "  ".join(f"{results[method][f'accuracy_{k}']:.1f}".rjust(5) for k in (3, 4, 5))
+        assert shown in page
+    assert str(run.workdir / "results.json") in page
+
+
+@pytest.mark.slow
+def test_released_data_is_reported_as_released_and_decontaminated(shared, tmp_path):
+    config = small_config()
+    config.steps = 2
+    config.arithmetic.data_dir = str(shared / "data" / "arithmetic")
+    run = build(config, tmp_path)
+    run.finish(train(run))
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert {f"accuracy_{k}{kind}" for k in (3, 4, 5) for kind in ("", "_decontaminated")} <= metrics.keys()

@@ -1,0 +1,66 @@
+"""Sentence continuation through its own config, and the paper's prompts through the whole of it."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from gfn_jax.models.checkpoint import save_model
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.families import read_settings
+from gfn_jax.runs.build import build
+from gfn_jax.text.loading import SHIPPED, load_tokenizer
+from gfn_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def small_config(**continuation):
+    spec = importlib.util.spec_from_file_location("continuation", ROOT / "configs" / "continuation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("tiny")
+    config.steps = config.save_every = 2
+    config.optimizer.warmup_steps = 1
+    config.continuation.update({"count": 24, "validation": 4, "max_length": 6, **continuation})
+    config.gflownet.update({"queries": 2, "samples": 4, "buffer_capacity": 4, "reward_temperature_steps": 1})
+    config.evaluation.update({"every": 2, "samples": 2, "batch": 4, "beams": False, "nucleus": ()})
+    config.evaluation.temperatures = (0.8,)
+    return config
+
+
+def run_of(config, workdir):
+    run = build(config, workdir)
+    page = run.finish(train(run))
+    return json.loads((workdir / "results.json").read_text()), page
+
+
+@pytest.mark.slow
+def test_results_hold_every_method_s_metrics_by_name(tmp_path):
+    results, page = run_of(small_config(), tmp_path)
+    assert results["task"] == "continuation"
+    for method in ("metrics", "base", "tempered_0.8"):
+        assert {"log_likelihood_max", "log_likelihood_mean", "log_policy_mean", "diversity"} <= results[method].keys()
+        assert np.isfinite(list(results[method].values())).all()
+        assert 1 <= results[method]["length"] <= 6
+        assert f"{results[method]['log_likelihood_max']:.2f}" in page
+
+
+@pytest.mark.slow
+def test_the_papers_prompts_and_tokenizer_with_a_small_random_gpt2(shared, tmp_path):
+    shape = json.loads((SHIPPED / "shapes" / "gpt2.json").read_text())
+    model = read_settings(shape | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 160})
+    folder = tmp_path / "gpt2"
+    save_model(folder, model, init_params(jax.random.key(0), model), "gpt2")
+    load_tokenizer(shared / "tokenizers" / "gpt2").save_pretrained(folder)
+    config = small_config(prompts=str(shared / "data" / "openwebtext" / "prompts.txt"), count=None, validation=4)
+    config.model.path = str(folder)
+    config.lora.update({"rank": 2, "targets": ("q", "k", "v", "o", "up", "down")})
+    results, _ = run_of(config, tmp_path / "run")
+    # A random model of 50,257 tokens gives each about 1 / 50257.
+    tokens = results["base"]["length"] + 1
+    assert results["base"]["log_likelihood_mean"] == pytest.approx(-tokens * np.log(50257), rel=0.02)
+    assert results["metrics"]["unique"] > 0.5

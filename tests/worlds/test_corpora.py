@@ -1,0 +1,53 @@
+import importlib.util
+import pathlib
+
+import numpy as np
+import pytest
+
+from gfn_jax.runs.texts import read_phases
+from gfn_jax.worlds.corpora import CORPORA, corpus_kind
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def pretraining(name: str):
+    spec = importlib.util.spec_from_file_location("pretrain", CONFIGS / "pretrain.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(name)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_corpus_fits_its_preset_and_its_tokenizer(name):
+    config = pretraining(name)
+    assert config.corpus == name
+    for phase in config.phases.values():
+        phase.documents = 20
+    kind = corpus_kind(name)
+    phases, corpora = read_phases(config, kind)
+    assert [(phase.first, phase.end) for phase in phases] == [(20 * n, 20 * n + 20) for n in range(len(phases))]
+    assert all(phase.steps >= 1 for phase in phases)
+    tokenizer = kind.build_tokenizer()
+    for corpus in corpora:
+        ids, mask = kind.token_rows(corpus, tokenizer)
+        assert ids.shape == mask.shape == (20, config.seq_length)
+        assert (ids.dtype, mask.dtype) == (np.int32, bool)
+        assert 0 <= ids.min() <= ids.max() < len(tokenizer)
+        assert tokenizer.unk_token_id not in ids[mask]
+        assert mask[:, 0].all()
+        assert (np.diff(mask.astype(int)) <= 0).all()  # padded on the right
+        assert (ids[~mask] == tokenizer.pad_token_id).all()
+        assert len({row.tobytes() for row in ids}) > 1
+        again, _ = kind.token_rows(corpus, tokenizer)
+        np.testing.assert_array_equal(ids, again)
+    assert len({corpus.seed for corpus in corpora}) == len(corpora)
+
+
+def test_a_corpus_that_is_not_there():
+    with pytest.raises(ValueError, match=r"corpus 'poems' is unknown; there are arithmetic, .*"):
+        corpus_kind("poems")
+
+
+def test_a_preset_that_is_not_there():
+    with pytest.raises(ValueError, match=r"preset 'poems' is unknown; .* arithmetic"):
+        pretraining("poems")
