@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
-from gfn_jax.text.tokens import CALL, encode_after, token_strings
+from gfn_jax.text.tokens import encode_after, token_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,6 +52,7 @@ class NoTool:
 
 # What a token is made of, for the calculator.
 NOTHING, SPACE, NUMBER, PLUS, MINUS, BREAK, EQUALS, OTHER = range(8)
+CALL = "="  # the character that opens a call, and must end the token it is in
 SYMBOLS = {" ": SPACE, "+": PLUS, "-": MINUS, ",": BREAK, ".": BREAK, "\n": BREAK, CALL: EQUALS}
 
 # Where in an expression a row is: before an operand, after its minus sign, in its digits, after it, nowhere.

@@ -1,11 +1,12 @@
 """What the rooms expect of each other, as protocols: an implementation needs no import of this file."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.types import Params, PyTree, Query, Rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.types import Collected, Keys, PyTree, Query, Rollout, Sampled, TrainState, Trajectory
 
 
 class Environment(Protocol):
@@ -31,18 +32,52 @@ class Environment(Protocol):
 class Reward(Protocol):
     """log R at every prefix of a rollout, untempered, in nats."""
 
-    def prepare(self, params: Params) -> PyTree:
+    def prepare(self, model: LanguageModel) -> PyTree:
         """What is constant for the run (a few-shot context's KV cache, a table); made once, on device."""
 
-    def log_reward(self, params: Params, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+    def log_reward(self, model: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
 
 
 class Algorithm(Protocol):
-    """init, collect (no gradient), loss (pure)."""
+    """A way to learn: all that the training step knows of it.
 
-    def init(self, key: jax.Array) -> Any: ...
+    `constants` is what the run never changes, with the run's `root` of randomness among it. What is trained
+    (`trainable`), what is remembered (`memory`) and what a micro-batch is are the algorithm's own pytrees.
+    """
 
-    def collect(self, state: Any, constants: Any, query: Query, key: jax.Array) -> Any: ...
+    def init(self, key: jax.Array, constants: Any) -> tuple[PyTree, PyTree]:
+        """What is trained and what is remembered, before the first step."""
 
-    def loss(self, trainable: Any, constants: Any, batch: Any) -> Any: ...
+    def collect(self, state: TrainState, constants: Any, keys: Keys) -> Collected:
+        """What the step learns from, in P micro-batches. Pure; no gradient is taken of it."""
+
+    def weights(self, batch: PyTree) -> dict[str, Float[Array, ""]]:
+        """The loss's normalisers on one micro-batch, known before any gradient; they add up over micro-batches."""
+
+    def loss(
+        self, trainable: PyTree, constants: Any, batch: PyTree, weights: dict[str, Float[Array, ""]], key: jax.Array
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """A micro-batch's share of the loss, and of each term of it, by the whole step's `weights`. Pure."""
+
+    def policy(self, trainable: PyTree, constants: Any) -> LanguageModel:
+        """The trained model, as samplers and evaluators take it."""
+
+
+@runtime_checkable
+class Interruptible(Algorithm, Protocol):
+    """An algorithm whose collecting has a seam, where the host may add to the rewards: `store` after `sample`."""
+
+    def sample(self, state: TrainState, constants: Any, keys: Keys) -> Sampled:
+        """Completions and their rewards; changes nothing."""
+
+    def store(self, state: TrainState, constants: Any, sampled: Sampled, keys: Keys) -> Collected:
+        """What `collect` gives, `sampled` being at hand."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An algorithm that takes completions which somebody else wrote (`Task.seeds`)."""
+
+    def remember(self, memory: PyTree, example_id: Int[Array, " Q"], trajectory: Trajectory) -> PyTree:
+        """What it remembers with them; rows of one query are adjacent."""

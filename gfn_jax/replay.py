@@ -24,11 +24,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
+from gfn_jax.text.edit_distance import edit_distance
 from gfn_jax.types import Rollout, Trajectory
 
-WORD_BITS = 32
 DEVICES = 128  # `padded` divides by this, and so by every smaller power of two
 
 # Distances are whole numbers and tolerances short decimals, so a true difference between the two sides of the
@@ -120,9 +120,8 @@ def add(
 def _items(trajectory: Trajectory) -> ReplayBuffer:
     """One item a row; the priority of a row that may not be stored is -inf, as if its slot were free."""
     rollout = trajectory.rollout
-    stop = rollout.action_mask & ~rollout.token_mask
-    priority = jnp.where(stop, trajectory.log_reward, 0.0).sum(-1)
-    storable = stop.any(-1) & jnp.isfinite(priority)
+    priority = jnp.where(rollout.stop, trajectory.log_reward, 0.0).sum(-1)
+    storable = rollout.stop.any(-1) & jnp.isfinite(priority)
     return ReplayBuffer(
         completion=rollout.completion,
         token_mask=rollout.token_mask,
@@ -155,63 +154,6 @@ def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | flo
 
     items = jnp.arange(capacity, pool.priority.shape[0])
     return jax.lax.scan(offer, jnp.arange(capacity), (items, distances, alike))[0]
-
-
-def edit_distance(
-    a: Int[Array, "*#rows T"],
-    a_length: Int[Array, "*#rows"],
-    b: Int[Array, "*#rows T"],
-    b_length: Int[Array, "*#rows"],
-) -> Int[Array, "*rows"]:
-    """Levenshtein distance between the first `a_length` tokens of a and the first `b_length` of b.
-
-    The leading axes broadcast. Bit-parallel, T steps of a few word operations: of the dynamic programme's
-    table one column is held as its vertical differences, bit i of `up` (`down`) saying that cell i + 1 is
-    one more (less) than cell i (Myers, JACM 1999; Hyyrö 2003). Bits travel upwards only, so those past a's
-    end are harmless. On one CPU core 3,456 pairs of 20 tokens take 0.2 ms; the table by rows with a prefix
-    minimum took 6 ms, by antidiagonals 1.9 ms.
-    """
-    shape = jnp.broadcast_shapes(a_length.shape, b_length.shape)
-    a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % WORD_BITS)])
-    a = a.reshape(*a.shape[:-1], -1, WORD_BITS)
-    match = jnp.moveaxis(_pack(b[..., None, None] == a[..., None, :, :]), -1, 0)  # one entry a token of b
-    within = _pack(jnp.arange(a.shape[-2] * WORD_BITS).reshape(a.shape[-2:]) < a_length[..., None, None])
-
-    def column(state: tuple, read: tuple) -> tuple[tuple, None]:
-        (up, down), (position, equal) = state, read
-        diagonal = (_plus(equal & up, up) ^ up) | equal
-        rise = _shift(down | ~(diagonal | up), 1)  # the table's first row grows by one a column
-        fall = _shift(up & diagonal, 0)
-        reach = equal | down
-        live = position < b_length
-        return (jnp.where(live, fall | ~(reach | rise), up), jnp.where(live, rise & reach, down)), None
-
-    zero = jnp.zeros((within.shape[0], *shape), jnp.uint32)
-    (up, down), _ = jax.lax.scan(column, (~zero, zero), (jnp.arange(b.shape[-1]), match))
-    ups, downs = (jax.lax.population_count(x & within).sum(0, dtype=jnp.int32) for x in (up, down))
-    return b_length + ups - downs
-
-
-def _pack(bits: Bool[Array, "*rows W 32"]) -> UInt32[Array, " W *rows"]:
-    """W words of 32 bits each, lowest first, on the leading axis."""
-    weight = jnp.uint32(1) << jnp.arange(WORD_BITS, dtype=jnp.uint32)
-    return jnp.moveaxis(jnp.where(bits, weight, 0).sum(-1, dtype=jnp.uint32), -1, 0)
-
-
-def _plus(x: UInt32[Array, " W *rows"], y: UInt32[Array, " W *rows"]) -> UInt32[Array, " W *rows"]:
-    """The sum of two numbers of W words, lowest first; the last carry is lost."""
-    total, carry = [], jnp.zeros_like(x[0])
-    for u, v in zip(x, y, strict=True):
-        partial = u + v
-        total.append(partial + carry)
-        carry = ((partial < u) | (total[-1] < partial)).astype(jnp.uint32)
-    return jnp.stack(total)
-
-
-def _shift(x: UInt32[Array, " W *rows"], lowest: int) -> UInt32[Array, " W *rows"]:
-    """A number of W words moved up by one bit, `lowest` entering."""
-    entering = jnp.concatenate([jnp.full_like(x[:1], lowest), x[:-1] >> (WORD_BITS - 1)])
-    return (x << 1) | entering
 
 
 def sampling_logits(

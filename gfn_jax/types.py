@@ -11,6 +11,8 @@ All log quantities are natural logarithms (nats) in float32.
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -57,6 +59,11 @@ class Rollout:
     state_mask: Bool[Array, "B T"]
     log_behavior: Float[Array, "B T"]
 
+    @property
+    def stop(self) -> Bool[Array, "B T"]:
+        """Where the policy ended Z: one column of a row that has ended, none of another."""
+        return self.action_mask & ~self.token_mask
+
 
 @struct.dataclass
 class Trajectory:
@@ -64,6 +71,14 @@ class Trajectory:
 
     rollout: Rollout
     log_reward: Float[Array, "B T"]
+
+
+@struct.dataclass
+class Sampled:
+    """What a step has sampled, in P micro-batches of Q / P queries."""
+
+    query: Query  # [P, Q / P, ...]
+    trajectory: Trajectory  # [P, rows, T]
 
 
 @struct.dataclass
@@ -89,3 +104,50 @@ class Weighted:
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
+
+    def mean(self) -> Float[Array, ""]:
+        """Total / weight; 0 where nothing was weighed."""
+        return self.total / jnp.maximum(self.weight, 1e-9)
+
+
+@struct.dataclass
+class Keys:
+    """The streams of randomness of one step: fold_in(fold_in(root, step), STREAM), in this order.
+
+    Nothing random is stored: what a step draws is a function of its number.
+    """
+
+    select: jax.Array
+    behavior: jax.Array
+    sample: jax.Array
+    replay: jax.Array
+    dropout: jax.Array
+
+    @classmethod
+    def of(cls, root: jax.Array, step: Int[Array, ""]) -> "Keys":
+        """Those of a step of the run whose randomness is `root`."""
+        own = jax.random.fold_in(root, step)
+        return cls(*(jax.random.fold_in(own, stream) for stream in range(5)))
+
+    def part(self, number: Int[Array, ""]) -> "Keys":
+        """Those of one of the step's micro-batches."""
+        return jax.tree.map(lambda key: jax.random.fold_in(key, number), self)
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes: what a checkpoint holds."""
+
+    step: Int[Array, ""]  # how many are done
+    trainable: PyTree  # what the optimizer moves
+    opt_state: PyTree
+    memory: PyTree  # what the algorithm remembers beside (a replay buffer), or None
+
+
+@struct.dataclass
+class Collected:
+    """What a step learns from, before anything is learnt."""
+
+    batches: PyTree  # the algorithm's own, P micro-batches on the leading axis
+    memory: PyTree  # the state's, brought up to date
+    metrics: dict[str, Float[Array, ""]]

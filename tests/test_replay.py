@@ -29,6 +29,7 @@ from rapidfuzz.distance import Levenshtein
 from scipy import stats
 
 from gfn_jax import replay
+from gfn_jax.text.edit_distance import edit_distance
 from gfn_jax.types import Rollout, Trajectory
 
 STOP = 0
@@ -100,8 +101,8 @@ def offer(items, item, capacity, tolerance, released_order=False):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    return json.loads((shared / "golden" / "replay_buffer.json").read_text())
+def golden(golden_folder):
+    return json.loads((golden_folder / "replay_buffer.json").read_text())
 
 
 def filled(offers, capacity=5, tolerance=0.25, horizon=HORIZON, together=False):
@@ -123,7 +124,7 @@ def test_edit_distance_equals_rapidfuzz(horizon):
     b[0, :30] = np.where(rng.random((30, horizon)) < 0.7, a[:, 0], b[0, :30])  # pairs that are close, too
     a_length, b_length = rng.integers(0, horizon + 1, (30, 1)), rng.integers(0, horizon + 1, (1, 40))
     a_length[:2, 0], b_length[0, :2] = (0, horizon), (0, horizon)
-    got = jax.jit(replay.edit_distance)(a, a_length, b, b_length)
+    got = jax.jit(edit_distance)(a, a_length, b, b_length)
     expected = [
         [Levenshtein.distance(x[:n].tolist(), y[:m].tolist()) for y, m in zip(b[0], b_length[0], strict=True)]
         for x, n in zip(a[:, 0], a_length[:, 0], strict=True)
@@ -258,6 +259,7 @@ def test_released_scripts(golden, script, key):
     mine, theirs = {k: [] for k in keys}, {k: [] for k in keys}
     buffer = replay.init(4, capacity, HORIZON)
     full = {}
+    assert len(script["steps"]) == 60
     for step in script["steps"]:
         prompt = " ".join(map(str, step["prompt"]))
         query = prompt if key == "next_sentence" else f"{step['prompt']}|{step['answer']}"

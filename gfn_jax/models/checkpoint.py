@@ -45,7 +45,7 @@ def read_config(folder: str | pathlib.Path) -> tuple[str, ModelConfig]:
 def load_model(
     folder: str | pathlib.Path,
     dtype: DTypeLike = jnp.float32,
-    shardings: PyTree | None = None,
+    shardings: Callable[[PyTree], PyTree] | PyTree | None = None,
     quantize: Kind = "none",
 ) -> tuple[ModelConfig, Params]:
     """Reads a checkpoint onto devices.
@@ -53,7 +53,8 @@ def load_model(
     Args:
         folder: config.json and safetensors, in one file or in indexed shards.
         dtype: what every parameter becomes, whatever float the file holds.
-        shardings: a tree of `jax.sharding.Sharding` shaped like the float parameters; None: the first device.
+        shardings: a tree of `jax.sharding.Sharding` shaped like the float parameters, or what gives one for the
+            parameters' shapes; None: the first device.
         quantize: what becomes of the kernels of the blocks' projections while they are read, split as they were.
 
     Raises:
@@ -67,6 +68,8 @@ def load_model(
     if shardings is None:
         flat_shardings = dict.fromkeys(abstract, SingleDeviceSharding(jax.local_devices()[0]))
     else:
+        if callable(shardings):
+            shardings = shardings(traverse_util.unflatten_dict(abstract))
         flat_shardings = traverse_util.flatten_dict(shardings)
     files = TensorFiles(weight_files(folder))
     sources = family.sources(config, present=set(files))

@@ -1,7 +1,7 @@
 """A decoder-only transformer as pure functions over a pytree of stacked layers.
 
-`forward(config, params, lora, ...)`: with `lora=None` it is the frozen base on the same arrays, bit for bit what
-an adapter with B = 0 gives. Layers are scanned, so depth costs no compile time. What rows have in common (a prompt,
+`forward(model, ...)`: a model without an adapter is the frozen base on the same arrays, bit for bit what an adapter
+with B = 0 gives. Layers are scanned, so depth costs no compile time. What rows have in common (a prompt,
 demonstrations) is passed as `past` and never copied: see `layers.KeyValues`.
 """
 
@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import layers as parts
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
-from gfn_jax.models.lora import Lora
 from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
 from gfn_jax.types import Params, Tokens
 
@@ -84,9 +84,7 @@ class _Context:
 
 
 def forward(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
+    model: LanguageModel,
     ids: Int[Array, "B S"],
     positions: Int[Array, "B S"],
     visible: Bool[Array, "*B S Z"],
@@ -99,9 +97,7 @@ def forward(
     """Runs new tokens through the decoder.
 
     Args:
-        config: the model's shape.
-        params: the frozen base.
-        lora: the adapter, or None for the base alone.
+        model: weights and adapter.
         ids: the new tokens.
         positions: their positions in the whole sequence, `past` included.
         visible: which of the row's own keys (Z = S, or the cache's length) each token may look at; leading axis B or 1.
@@ -114,6 +110,7 @@ def forward(
     Returns:
         The final hidden states after the last norm, and the rows' own keys and values (the updated cache).
     """
+    config, params, lora = model.shape, model.params, model.adapter
     rows, length = ids.shape
     x = params["embed"]["tokens"][ids]
     if config.embed_scale != 1.0:
@@ -230,9 +227,7 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], ro
 
 
 def prefill(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
+    model: LanguageModel,
     tokens: Tokens,
     past: tuple[KeyValues, ...] = (),
     dropout: tuple[jax.Array, float] | None = None,
@@ -248,7 +243,7 @@ def prefill(
     positions = past_length(past, groups)[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     causal = jnp.tril(jnp.ones((length, length), bool))
     visible = causal & mask[:, None, :]
-    hidden, own = forward(config, params, lora, tokens.ids, positions, visible, past=past, dropout=dropout, remat=remat)
+    hidden, own = forward(model, tokens.ids, positions, visible, past=past, dropout=dropout, remat=remat)
     return hidden, dataclasses.replace(own, mask=mask)
 
 
@@ -268,12 +263,12 @@ class Head:
     weights: Params
     adapter: Params | None
     scale: float = struct.field(pytree_node=False)
+    softcap: float | None = struct.field(pytree_node=False)
 
 
-def select_head(
-    config: ModelConfig, params: Params, lora: Lora | None, columns: Int[Array, " A"] | None = None
-) -> Head:
+def select_head(model: LanguageModel, columns: Int[Array, " A"] | None = None) -> Head:
     """The output head, gathered once to `columns` so that only allowed logits are ever computed."""
+    config, params, lora = model.shape, model.params, model.adapter
     weights = {"kernel": params["embed"]["tokens"].T} if config.tied_head else params["head"]
     adapter = None if lora is None else lora.head
     if columns is not None:
@@ -281,17 +276,16 @@ def select_head(
         adapter = None if adapter is None else {"a": adapter["a"], "b": adapter["b"][:, columns]}
     # Gathered over fsdp here, once: what reads the head reads it in a loop.
     weights = {name: constrain(value, *[None] * (value.ndim - 1), TENSOR) for name, value in weights.items()}
-    return Head(weights=weights, adapter=adapter, scale=1.0 if lora is None else lora.scale)
+    return Head(weights, adapter, scale=1.0 if lora is None else lora.scale, softcap=config.logit_softcap)
 
 
-def logits(config: ModelConfig, head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
+def logits(head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
     """Unnormalised log-probabilities in float32."""
     out = parts.linear(head.weights, split_rows(hidden), head.adapter, head.scale, dtype=jnp.float32)
-    return _soft_cap(config, out)
+    return out if head.softcap is None else head.softcap * jnp.tanh(out / head.softcap)
 
 
 def log_probs_at(
-    config: ModelConfig,
     head: Head,
     hidden: Float[Array, "N E"],
     columns: Int[Array, "N M"],
@@ -318,7 +312,8 @@ def log_probs_at(
             return cut.reshape(*x.shape[:-1], splits * block)
 
         adapter = None if head.adapter is None else {**head.adapter, "b": part_of(head.adapter["b"])}
-        scores = logits(config, Head(jax.tree.map(part_of, head.weights), adapter, head.scale), hidden)
+        own = dataclasses.replace(head, weights=jax.tree.map(part_of, head.weights), adapter=adapter)
+        scores = logits(own, hidden)
         if penalty is not None:
             scores = scores - part_of(penalty)
         inside = jnp.clip(columns % width - begin, 0, block - 1)
@@ -334,9 +329,3 @@ def log_probs_at(
     start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)), jnp.zeros(columns.shape))
     (top, total, picked), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
     return picked - (top + jnp.log(total))[:, None]
-
-
-def _soft_cap(config: ModelConfig, out: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    if config.logit_softcap is None:
-        return out
-    return config.logit_softcap * jnp.tanh(out / config.logit_softcap)

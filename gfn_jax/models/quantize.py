@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, BFloat16, Float, Float32, Int, UInt8
+from jaxtyping import Array, BFloat16, Float, Float32, Integer, UInt8
 from jaxtyping import Int8 as Int8Codes
 
 from gfn_jax.types import Params
@@ -80,7 +80,7 @@ class NormalFloat4:
 Quantized = Int8 | NormalFloat4
 
 
-def pack(codes: Int[Array, "*L I O"]) -> UInt8[Array, "*L half O"]:
+def pack(codes: Integer[Array, "*L I O"]) -> UInt8[Array, "*L half O"]:
     """Codes below 16, two adjacent inputs a byte; I is even."""
     codes = codes.astype(jnp.uint8)
     return (codes[..., 0::2, :] << 4) | codes[..., 1::2, :]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from gfn_jax.objectives import subtb
+from gfn_jax.objectives import subtb, trajectory
 from gfn_jax.types import PolicyScores, Rollout, Trajectory, Weighted
 
 
@@ -82,7 +82,7 @@ class Objective:
         self,
         trajectory: Trajectory,
         scores: PolicyScores,
-        reward_temperature: Float[Array, ""],
+        reward_temperature: Float[Array, ""] | float,
         row_mask: Bool[Array, " B"],
         log_z: Float[Array, " B"] | None = None,
     ) -> dict[str, Weighted]:
@@ -135,12 +135,12 @@ def _tb(objective: Objective, balance: Balance) -> Weighted:
     if balance.log_z is None:
         raise ValueError("the tb objective needs log_z, the learnt log Z of each row's query")
     rows = (balance.terminal_potential, balance.finished, balance.row_mask)
-    return subtb.tb(*rows, balance.log_z, huber=objective.huber)
+    return trajectory.tb(*rows, balance.log_z, huber=objective.huber)
 
 
 def _vargrad(objective: Objective, balance: Balance) -> Weighted:
     rows = (balance.terminal_potential, balance.finished, balance.row_mask)
-    return subtb.vargrad(*rows, samples_per_query=objective.samples_per_query, huber=objective.huber)
+    return trajectory.vargrad(*rows, samples_per_query=objective.samples_per_query, huber=objective.huber)
 
 
 OBJECTIVES: dict[str, Callable[[Objective, Balance], Weighted]] = {

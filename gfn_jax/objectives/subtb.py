@@ -1,4 +1,4 @@
-"""Balance objectives: subtrajectory, detailed and trajectory balance as differences of one potential.
+"""Subtrajectory and detailed balance as differences of one potential.
 
 Every state may stop, so no flow network is needed: F(s_t) = R(s_t stop)^(1/T) / q(stop | s_t) (Hu et al.,
 "Amortizing intractable inference in large language models", ICLR 2024, Eq. 3). With the potential
@@ -12,10 +12,8 @@ same in every state: then u = log Z. The objectives are weightings of the same p
                    tool wrote and states that may not stop are stepped over, they do not discount.
     DB             the pairs of neighbours: lambda = 0.
     full pair      first and last state: trajectory balance with log Z read off the first state.
-    TB             (u_n - log Z)^2 at the terminal state n, where u_n = log R/T - log q(trajectory), with a
-                   learnt log Z.
-    VarGrad        the variance of u_n over the samples of one query, which needs no log Z. Its gradient is
-                   TB's with log Z estimated from the query's other samples (leave one out).
+
+TB and VarGrad compare whole trajectories: `objectives/trajectory.py`.
 
 Optionally a Huber penalty replaces the square. Every function returns a sum and its weight, to be added over
 micro-batches and devices before one is divided by the other; the weight is a function of the masks alone.
@@ -39,7 +37,7 @@ RowSums = tuple[Float[Array, " B"], Float[Array, " B"]]
 def log_flow(
     log_reward: Float[Array, "B T"],
     log_pterm: Float[Array, "B T"],
-    reward_temperature: Float[Array, ""],
+    reward_temperature: Float[Array, ""] | float,
     state_mask: Bool[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """Log F(s_t) = log R_t / temperature - log q(stop | s_t), in nats; 0 where `state_mask` is False."""
@@ -132,54 +130,6 @@ def full_pair(
     gap = pair_gaps(state_mask & row_mask[:, None])
     longest = (gap > 0) & (gap == gap.max(axis=(1, 2), keepdims=True))
     return normalize(pair_sums(potential, longest.astype(potential.dtype), huber), row_mask, normalization)
-
-
-def tb(
-    terminal_potential: Float[Array, " B"],
-    finished: Bool[Array, " B"],
-    row_mask: Bool[Array, " B"],
-    log_z: Float[Array, " B"],
-    *,
-    huber: float | None = None,
-) -> Weighted:
-    """Trajectory balance (u_n - log Z)^2 with the log Z (nats) of the row's query; weight: finished rows."""
-    used = finished & row_mask
-    residual = jnp.where(used, terminal_potential, 0) - jnp.where(used, log_z, 0)
-    return Weighted(jnp.sum(penalty(residual, huber)), jnp.sum(used, dtype=residual.dtype))
-
-
-def vargrad(
-    terminal_potential: Float[Array, " B"],
-    finished: Bool[Array, " B"],
-    row_mask: Bool[Array, " B"],
-    *,
-    samples_per_query: int,
-    huber: float | None = None,
-) -> Weighted:
-    """The variance of u_n within each query, pooled over queries.
-
-    With m finished rows a query's sum of squares about its mean is sum_{a<b} (u_a - u_b)^2 / m, on m - 1
-    degrees of freedom: total / weight is the unbiased variance. `huber` acts on the differences u_a - u_b,
-    so that one outlier cannot drag the mean that its neighbours are compared with.
-
-    Args:
-        terminal_potential: u_n in nats, read only where `finished` and `row_mask` hold.
-        finished: the row stopped of itself.
-        row_mask: False drops a row.
-        samples_per_query: N, static; rows of one query are adjacent.
-        huber: |u_a - u_b| from which the penalty is linear, in nats, static.
-
-    Returns:
-        The sum over queries and its degrees of freedom.
-    """
-    used = (finished & row_mask).reshape(-1, samples_per_query)
-    log_z_samples = terminal_potential.reshape(used.shape)
-    if huber is None:
-        total, _ = all_pairs(log_z_samples, used)
-    else:
-        total, _ = pair_sums(log_z_samples, (pair_gaps(used) > 0).astype(log_z_samples.dtype), huber)
-    count = jnp.sum(used, axis=1, dtype=total.dtype)
-    return Weighted(jnp.sum(total / jnp.maximum(count, 1)), jnp.sum(jnp.maximum(count - 1, 0)))
 
 
 def pair_gaps(state_mask: Bool[Array, "B T"]) -> Int[Array, "B T T"]:

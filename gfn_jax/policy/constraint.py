@@ -11,7 +11,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from gfn_jax.interfaces import Environment
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE
+from gfn_jax.types import PyTree, Query
 
 
 @struct.dataclass
@@ -59,6 +62,35 @@ class Constraint:
         call = state + self.call_room < self.max_length
         other = ~last & (call | ~self.opens_call)
         return jnp.where(self.is_stop, stop, other)
+
+
+@struct.dataclass
+class Rules:
+    """How completions are written: which tokens may be chosen, and the tool that writes some itself."""
+
+    constraint: Constraint
+    environment: Environment
+
+
+@struct.dataclass
+class Constants:
+    """A task as a step sees it: what a run never changes, on the device.
+
+    Attributes:
+        base: the frozen model, which policy and reward share.
+        prepared: what the reward keeps for the run (`Reward.prepare`).
+        queries: the table that steps draw from, E rows.
+        query_log_weight: how often each is drawn, relative to the others.
+        rules: how completions are written.
+        root: of the run's randomness.
+    """
+
+    base: LanguageModel
+    prepared: PyTree
+    queries: Query
+    query_log_weight: Float[Array, " E"]
+    rules: Rules
+    root: jax.Array
 
 
 def make_constraint(

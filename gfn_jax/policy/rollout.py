@@ -9,17 +9,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.interfaces import Environment
 from gfn_jax.models import decoder
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE
-from gfn_jax.models.lora import Lora
 from gfn_jax.models.partition import repeat_rows
-from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.draw import draw
-from gfn_jax.types import Params, Rollout, Tokens
+from gfn_jax.types import Rollout, Tokens
+
+
+@struct.dataclass
+class Behavior:
+    """How rows choose their tokens: (1 - e) softmax(logits / temperature) + e uniform, over what is allowed.
+
+    Attributes:
+        temperature: a row's; 0 decodes greedily.
+        uniform_mix: e, a row's share of the uniform distribution.
+    """
+
+    temperature: Float[Array, " B"]
+    uniform_mix: Float[Array, " B"]
+
+    @classmethod
+    def at(cls, temperature: Float[Array, ""] | float, rows: int) -> "Behavior":
+        """The policy itself at one temperature in all rows."""
+        return cls(jnp.full((rows,), temperature, jnp.float32), jnp.zeros((rows,), jnp.float32))
 
 
 def choose(
@@ -57,42 +74,30 @@ def masked(
     return jnp.where(allowed, logits * inverse_temperature, NEGATIVE)
 
 
-def rollout(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
-    prompt: Tokens,
-    constraint: Constraint,
-    environment: Environment,
-    key: jax.Array,
-    temperature: Float[Array, " B"],
-    uniform_mix: Float[Array, " B"],
-) -> Rollout:
+def rollout(model: LanguageModel, prompt: Tokens, rules: Rules, behavior: Behavior, key: jax.Array) -> Rollout:
     """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
 
     Args:
-        config: the policy's shape.
-        params: the frozen base.
-        lora: the adapter, or None for the base itself.
+        model: the policy.
         prompt: [Q, P], padded left: every row's last token is real.
-        constraint: vocabulary and length.
-        environment: the tool, if any.
+        rules: vocabulary, length and tool.
+        behavior: how the B rows choose.
         key: randomness of this call; column t uses `fold_in(key, t)`.
-        temperature: a row's behaviour temperature; 0 decodes greedily.
-        uniform_mix: a row's share of the uniform distribution.
     """
+    constraint, environment = rules.constraint, rules.environment
+    temperature, uniform_mix = behavior.temperature, behavior.uniform_mix
     rows, queries = temperature.shape[0], prompt.ids.shape[0]
     horizon = constraint.horizon
-    hidden, shared = decoder.prefill(config, params, lora, prompt)
+    hidden, shared = decoder.prefill(model, prompt)
     hidden = repeat_rows(hidden[:, -1], rows // queries)
     start = decoder.past_length((shared,), rows)
-    head = decoder.select_head(config, params, lora, constraint.columns)
-    cache = decoder.empty_cache(config, rows, horizon - 1, hidden.dtype)
+    head = decoder.select_head(model, constraint.columns)
+    cache = decoder.empty_cache(model.shape, rows, horizon - 1, hidden.dtype)
 
     def decide(t, hidden, tool, done):
         forced = environment.forced(tool)
         allowed = constraint.allowed(jnp.full((rows,), t), environment.may_stop(tool))
-        logits = decoder.logits(config, head, hidden)
+        logits = decoder.logits(head, hidden)
         drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, allowed, temperature, uniform_mix)
         decides = ~done & (forced < 0)
         token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
@@ -109,9 +114,7 @@ def rollout(
 
     def advance(t, token, cache):
         visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
-        hidden, cache = decoder.forward(
-            config, params, lora, token[:, None], (start + t)[:, None], visible, (shared,), cache, t
-        )
+        hidden, cache = decoder.forward(model, token[:, None], (start + t)[:, None], visible, (shared,), cache, t)
         return hidden[:, 0], cache
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:

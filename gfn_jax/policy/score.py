@@ -8,53 +8,47 @@ import jax
 import jax.numpy as jnp
 
 from gfn_jax.models import decoder
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.partition import repeat_rows
-from gfn_jax.policy.constraint import Constraint, masked_log_probs
-from gfn_jax.types import Params, PolicyScores, Rollout, Tokens
+from gfn_jax.policy.constraint import Rules, masked_log_probs
+from gfn_jax.types import PolicyScores, Rollout, Tokens
 
 
 def score(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
+    model: LanguageModel,
     prompt: Tokens,
     rollout: Rollout,
-    constraint: Constraint,
+    rules: Rules,
     dropout: tuple[jax.Array, float] | None = None,
     remat: bool = False,
 ) -> PolicyScores:
     """Scores B = Q * N completions against their Q prompts.
 
     Args:
-        config: the policy's shape.
-        params: the frozen base.
-        lora: the adapter, or None for the base itself.
+        model: the policy.
         prompt: [Q, P], padded left.
         rollout: the completions; rows of a prompt adjacent.
-        constraint: the one they were sampled under.
+        rules: those they were sampled under.
         dropout: a key and a rate for the adapter's inputs, or None.
         remat: recompute activations in the backward pass.
 
     Returns:
         `log_pf` where `action_mask` holds and `log_pterm` where `state_mask` holds, zero elsewhere, float32.
     """
+    constraint = rules.constraint
     rows, horizon = rollout.completion.shape
     queries = prompt.ids.shape[0]
     keys: list[tuple[jax.Array, float] | None] = [None, None]
     if dropout is not None:
         keys = [(key, dropout[1]) for key in jax.random.split(dropout[0])]
-    first, shared = decoder.prefill(config, params, lora, prompt, dropout=keys[0], remat=remat)
+    first, shared = decoder.prefill(model, prompt, dropout=keys[0], remat=remat)
     first = repeat_rows(first[:, -1:], rows // queries)
     start = decoder.past_length((shared,), rows)
     positions = start[:, None] + jnp.arange(horizon - 1)
     # Completions are padded right: a causal mask alone keeps padding out of what matters.
     visible = jnp.tril(jnp.ones((horizon - 1, horizon - 1), bool))[None]
     rest, _ = decoder.forward(
-        config,
-        params,
-        lora,
+        model,
         rollout.completion[:, :-1],
         positions,
         visible,
@@ -63,13 +57,13 @@ def score(
         remat=remat,
     )
     hidden = jnp.concatenate([first, rest], axis=1)
-    head = decoder.select_head(config, params, lora, constraint.columns)
+    head = decoder.select_head(model, constraint.columns)
     states = jnp.broadcast_to(jnp.arange(horizon), (rows, horizon))
     # `state_mask` is the environment's and the length's word on stopping, as rollout heard it.
     allowed = constraint.allowed(states, rollout.state_mask)
     chosen = constraint.column_of[rollout.completion]
     stop = jnp.broadcast_to(constraint.column_of[constraint.stop_id], chosen.shape)
-    logits = decoder.logits(config, head, hidden)
+    logits = decoder.logits(head, hidden)
     log_probs = masked_log_probs(logits, allowed, jnp.stack([chosen, stop], axis=-1))
     return PolicyScores(
         log_pf=jnp.where(rollout.action_mask, log_probs[..., 0], 0.0),

@@ -18,12 +18,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE
-from gfn_jax.models.lora import Lora
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Constraint
-from gfn_jax.types import Params, Tokens
+from gfn_jax.types import Tokens
 
 Choice = tuple[Int[Array, "Q N"], Int[Array, "Q N"]]
 
@@ -103,9 +102,7 @@ class Beam:
 
 
 def search(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
+    model: LanguageModel,
     prompt: Tokens,
     constraint: Constraint,
     strategy: Nucleus | Beam,
@@ -115,9 +112,7 @@ def search(
     """`rows` (N) completions of each of Q prompts, without a tool.
 
     Args:
-        config: the policy's shape.
-        params: the frozen base.
-        lora: the adapter, or None for the base itself.
+        model: the policy.
         prompt: [Q, P], padded left.
         constraint: vocabulary and length.
         strategy: how tokens are chosen.
@@ -134,18 +129,18 @@ def search(
     queries, horizon = prompt.ids.shape[0], constraint.horizon
     if isinstance(strategy, Beam) and rows // strategy.groups >= len(constraint.token_ids):
         raise ValueError(f"{len(constraint.token_ids)} tokens are too few for {rows // strategy.groups} beams a group")
-    hidden, shared = decoder.prefill(config, params, lora, prompt)
+    hidden, shared = decoder.prefill(model, prompt)
     hidden = repeat_rows(hidden[:, -1], rows)
     start = decoder.past_length((shared,), queries * rows)
-    head = decoder.select_head(config, params, lora, constraint.columns)
-    cache = decoder.empty_cache(config, queries * rows, horizon - 1, hidden.dtype)
+    head = decoder.select_head(model, constraint.columns)
+    cache = decoder.empty_cache(model.shape, queries * rows, horizon - 1, hidden.dtype)
     written = jnp.full((queries, rows, horizon), constraint.stop_id, jnp.int32)
 
     def step(carry, t):
         hidden, cache, written, done, totals = carry
         may_stop = jnp.ones(queries * rows, bool)
         allowed = constraint.allowed(jnp.full(queries * rows, t), may_stop)
-        log_probs = jax.nn.log_softmax(jnp.where(allowed, decoder.logits(config, head, hidden), NEGATIVE))
+        log_probs = jax.nn.log_softmax(jnp.where(allowed, decoder.logits(head, hidden), NEGATIVE))
         log_probs = log_probs.reshape(queries, rows, -1)
         # What has stopped can only stay as it is, at no cost.
         log_probs = jnp.where(done[..., None], jnp.where(constraint.is_stop, 0.0, NEGATIVE), log_probs)
@@ -162,7 +157,13 @@ def search(
         cache = cache.replace(k=cache.k[:, flat], v=cache.v[:, flat])
         visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
         hidden, cache = decoder.forward(
-            config, params, lora, token.reshape(-1, 1), (start + t)[:, None], visible, (shared,), cache, t
+            model,
+            token.reshape(-1, 1),
+            (start + t)[:, None],
+            visible,
+            (shared,),
+            cache,
+            t,
         )
         return (hidden[:, 0], cache, written, done, totals), None
 

@@ -4,16 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from gfn_jax.interfaces import Environment
-from gfn_jax.policy.constraint import Constraint
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.types import PyTree, Rollout
 
 
 def teacher_force(
     completion: Int[Array, "B T"],
     length: Int[Array, " B"],
-    constraint: Constraint,
-    environment: Environment,
+    rules: Rules,
 ) -> Rollout:
     """The rollout that a given completion would have been: its masks, by the same rules as `rollout`'s.
 
@@ -23,9 +21,9 @@ def teacher_force(
     Args:
         completion: [B, T] tokens of Z, padded right with anything; tool tokens included.
         length: tokens of Z in each row; at most T - 1.
-        constraint: vocabulary and length.
-        environment: the tool, if any.
+        rules: vocabulary, length and tool.
     """
+    constraint, environment = rules.constraint, rules.environment
     rows, horizon = completion.shape
     columns = jnp.arange(horizon)
     completion = jnp.where(columns < length[:, None], completion, constraint.stop_id)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gfn_jax.types import Params, Query, Rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.types import Query, Rollout
 
 _LETTER = re.compile(r"\w")
 
@@ -38,12 +39,12 @@ class AutomatonReward:
         if len(self.following) != states or self.following.min() < 0 or self.following.max() >= states:
             raise ValueError(f"an automaton's table must have a row for each of {states} states, and name no other")
 
-    def prepare(self, params: Params) -> tuple[Array, Array]:
+    def prepare(self, model: LanguageModel) -> tuple[Array, Array]:
         """The tables, on the device."""
         return jnp.asarray(self.following, jnp.int32), jnp.asarray(self.value, jnp.float32)
 
     def log_reward(
-        self, params: Params, prepared: tuple[Array, Array], query: Query, rollout: Rollout
+        self, model: LanguageModel, prepared: tuple[Array, Array], query: Query, rollout: Rollout
     ) -> Float[Array, "B T"]:
         """The value of every prefix's state."""
         following, value = prepared
@@ -77,12 +78,12 @@ class WordReward:
     required: int
     penalty: float
 
-    def prepare(self, params: Params) -> tuple[Array, Array, Array]:
+    def prepare(self, model: LanguageModel) -> tuple[Array, Array, Array]:
         """The tables, on the device."""
         return jnp.asarray(self.following), jnp.asarray(self.completes), jnp.asarray(self.at_end)
 
     def log_reward(
-        self, params: Params, prepared: tuple[Array, Array, Array], query: Query, rollout: Rollout
+        self, model: LanguageModel, prepared: tuple[Array, Array, Array], query: Query, rollout: Rollout
     ) -> Float[Array, "B T"]:
         """The penalties of every prefix."""
         following, completes, at_end = prepared

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.interfaces import Reward
-from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import Lora
+from gfn_jax.types import PyTree, Query, Rollout, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +24,38 @@ class Product:
     factors: tuple[Reward, ...]
     weights: tuple[float, ...]
 
-    def prepare(self, params: Params) -> tuple[PyTree, ...]:
+    def prepare(self, model: LanguageModel) -> tuple[PyTree, ...]:
         """What each factor keeps."""
-        return tuple(factor.prepare(params) for factor in self.factors)
+        return tuple(factor.prepare(model) for factor in self.factors)
 
     def log_reward(
-        self, params: Params, prepared: tuple[Any, ...], query: Query, rollout: Rollout
+        self, model: LanguageModel, prepared: tuple[Any, ...], query: Query, rollout: Rollout
     ) -> Float[Array, "B T"]:
         """The weighted sum of the factors' logarithms."""
         terms = [
-            weight * factor.log_reward(params, kept, query, rollout)
+            weight * factor.log_reward(model, kept, query, rollout)
             for factor, weight, kept in zip(self.factors, self.weights, prepared, strict=True)
         ]
         return sum(terms[1:], terms[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """Another reward, by the same model with an adapter of its own (an M-step of EM) instead of the one it is given."""
+
+    reward: Reward
+    adapter: Lora
+
+    def prepare(self, model: LanguageModel) -> tuple[Lora, PyTree]:
+        """The adapter, and what the other reward keeps."""
+        return self.adapter, self.reward.prepare(model.adapted(self.adapter))
+
+    def log_reward(
+        self, model: LanguageModel, prepared: tuple[Lora, Any], query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """Log R of the adapted model."""
+        adapter, kept = prepared
+        return self.reward.log_reward(model.adapted(adapter), kept, query, rollout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +65,13 @@ class Rearranged:
     reward: Reward
     arrange: Callable[[Query], Query]
 
-    def prepare(self, params: Params) -> PyTree:
+    def prepare(self, model: LanguageModel) -> PyTree:
         """What the other reward keeps."""
-        return self.reward.prepare(params)
+        return self.reward.prepare(model)
 
-    def log_reward(self, params: Params, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+    def log_reward(self, model: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Log R of the rearranged query."""
-        return self.reward.log_reward(params, prepared, self.arrange(query), rollout)
+        return self.reward.log_reward(model, prepared, self.arrange(query), rollout)
 
 
 def without_context(query: Query, start: Int[Array, " S"]) -> Query:

@@ -20,11 +20,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.models import decoder
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
-from gfn_jax.models.lora import Lora
 from gfn_jax.models.partition import repeat_rows
-from gfn_jax.types import Params, Query, Rollout, Tokens
+from gfn_jax.types import Query, Rollout, Tokens
 
 
 @struct.dataclass
@@ -33,54 +32,50 @@ class Context:
 
     demonstrations: KeyValues | None
     penalty: Float[Array, " V"] | None
-    adapter: Lora | None
 
 
 @dataclasses.dataclass(frozen=True)
 class PosteriorReward:
-    """log p_LM(z_1:t Y | demonstrations X), for every t.
+    """log p_LM(z_1:t Y | demonstrations X), for every t, by the model that it is given.
 
     Attributes:
-        config: the reward model's shape.
         demonstrations: [1, D], the few-shot context, or None.
         vocabulary_penalty: per token, nats taken off its logit (then renormalised) where it is scored as part of Z.
             The released code's way to lower the reward of tokens outside the vocabulary; None leaves p_LM alone.
         released_min_length: the released code writes -99 over the reward of shorter completions, also where the
             true one is lower. The constraint makes this unnecessary; 0 leaves rewards alone.
-        adapter: what the reward model differs in from the base (an M-step of EM), or None.
     """
 
-    config: ModelConfig
     demonstrations: Tokens | None = None
     vocabulary_penalty: Float[Array, " V"] | None = None
     released_min_length: int = 0
-    adapter: Lora | None = None
 
-    def prepare(self, params: Params) -> Context:
+    def prepare(self, model: LanguageModel) -> Context:
         """The demonstrations' keys and values: computed once, as the base is frozen."""
         cache = None
         if self.demonstrations is not None:
-            _, cache = decoder.prefill(self.config, params, self.adapter, self.demonstrations)
-        return Context(demonstrations=cache, penalty=self.vocabulary_penalty, adapter=self.adapter)
+            _, cache = decoder.prefill(model, self.demonstrations)
+        return Context(demonstrations=cache, penalty=self.vocabulary_penalty)
 
-    def log_reward(self, params: Params, prepared: Context, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+    def log_reward(
+        self, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
         rows, horizon = rollout.completion.shape
         repeats = rows // query.example_id.shape[0]
         answer = jax.tree.map(lambda x: repeat_rows(x, repeats), query.answer)
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
-        adapter = prepared.adapter
-        first, shared = decoder.prefill(self.config, params, adapter, query.context, past)
+        first, shared = decoder.prefill(model, query.context, past)
         first = repeat_rows(first[:, -1:], repeats)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
         ids, offsets, visible = pack(rollout.completion, answer.ids)
-        hidden, _ = decoder.forward(self.config, params, adapter, ids, start[:, None] + offsets, visible, past)
+        hidden, _ = decoder.forward(model, ids, start[:, None] + offsets, visible, past)
         states = jnp.concatenate([first, hidden[:, : horizon - 1]], axis=1)
-        head = decoder.select_head(self.config, params, adapter)
+        head = decoder.select_head(model)
         # Each state predicts two tokens: Z's next and Y's first.
         targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
-        log_probs = token_log_probs(self.config, head, states, targets, prepared.penalty)
+        log_probs = token_log_probs(head, states, targets, prepared.penalty)
         log_z = jnp.where(rollout.token_mask, log_probs[..., 0], 0.0)
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
         log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
@@ -88,30 +83,12 @@ class PosteriorReward:
         if width > 1:
             blocks = hidden[:, horizon - 1 :].reshape(rows, horizon, width - 1, -1)
             rest = jnp.broadcast_to(answer.ids[:, None, 1:], (rows, horizon, width - 1))
-            rest_log_probs = token_log_probs(self.config, head, blocks, rest[..., None])[..., 0]
+            rest_log_probs = token_log_probs(head, blocks, rest[..., None])[..., 0]
             log_y = log_y + jnp.where(answer.mask[:, None, 1:], rest_log_probs, 0.0).sum(-1)
         log_reward = log_z + log_y
         if self.released_min_length:
             log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
         return log_reward
-
-
-def check_positions(model: ModelConfig, query: Query, max_length: int, demonstrations: int = 0) -> None:
-    """Raises ValueError where a completion does not fit into the model's positions.
-
-    Args:
-        model: the base's shape.
-        query: all queries, padded to one length.
-        max_length: tokens of Z.
-        demonstrations: tokens of the reward's few-shot context.
-    """
-    prompt, context, answer = (tokens.ids.shape[1] for tokens in (query.prompt, query.context, query.answer))
-    needed = max(prompt, demonstrations + context) + max_length + answer
-    if needed > model.max_positions:
-        raise ValueError(
-            f"demonstrations, question, {max_length} tokens and answer take {needed} positions; the model has "
-            f"{model.max_positions}: fewer demonstrations, shorter texts or a lower max_length would fit"
-        )
 
 
 def pack(
@@ -135,7 +112,6 @@ def pack(
 
 
 def token_log_probs(
-    config: ModelConfig,
     head: decoder.Head,
     hidden: Float[Array, "*b E"],
     targets: Int[Array, "*b M"],
@@ -147,32 +123,32 @@ def token_log_probs(
     """
     flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
     if penalty is None:
-        out = decoder.log_probs_at(config, head, flat, wanted)
+        out = decoder.log_probs_at(head, flat, wanted)
     else:
-        first = decoder.log_probs_at(config, head, flat, wanted[:, :1], penalty)
-        out = jnp.concatenate([first, decoder.log_probs_at(config, head, flat, wanted[:, 1:])], axis=1)
+        first = decoder.log_probs_at(head, flat, wanted[:, :1], penalty)
+        out = jnp.concatenate([first, decoder.log_probs_at(head, flat, wanted[:, 1:])], axis=1)
     return out.reshape(targets.shape)
 
 
 def sequential_log_reward(
-    reward: PosteriorReward, params: Params, prepared: Context, query: Query, rollout: Rollout
+    reward: PosteriorReward, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
 ) -> Float[Array, "B T"]:
     """The same by one full forward pass per prefix, as the released code does: the packed pass's oracle."""
     rows, horizon = rollout.completion.shape
     repeats = rows // query.example_id.shape[0]
     context, answer = jax.tree.map(lambda x: repeat_rows(x, repeats), (query.context, query.answer))
     past = () if prepared.demonstrations is None else (prepared.demonstrations,)
-    head = decoder.select_head(reward.config, params, prepared.adapter)
+    head = decoder.select_head(model)
     out = []
     for t in range(horizon):
         prefix = Tokens(ids=rollout.completion[:, :t], mask=jnp.ones((rows, t), bool))
         tokens = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), context, prefix, answer)
-        hidden, _ = decoder.prefill(reward.config, params, prepared.adapter, tokens, past)
+        hidden, _ = decoder.prefill(model, tokens, past)
         begin = context.ids.shape[1]
         targets, mask = tokens.ids[:, begin:], tokens.mask[:, begin:]
         predicting = hidden[:, begin - 1 : -1]
-        z = token_log_probs(reward.config, head, predicting[:, :t], targets[:, :t, None], prepared.penalty)
-        y = token_log_probs(reward.config, head, predicting[:, t:], targets[:, t:, None])
+        z = token_log_probs(head, predicting[:, :t], targets[:, :t, None], prepared.penalty)
+        y = token_log_probs(head, predicting[:, t:], targets[:, t:, None])
         log_probs = jnp.concatenate([z, y], axis=1)[..., 0]
         out.append(jnp.where(mask, log_probs, 0.0).sum(1))
     log_reward = jnp.stack(out, axis=1)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gfn_jax.types import Params, Query, Rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.types import Query, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,11 @@ class TableReward:
     table: Float[Array, " nodes"]
     arity: int
 
-    def prepare(self, params: Params) -> Array:
+    def prepare(self, model: LanguageModel) -> Array:
         """The table itself."""
         return self.table
 
-    def log_reward(self, params: Params, prepared: Array, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+    def log_reward(self, model: LanguageModel, prepared: Array, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Looks every prefix up."""
 
         def child(node: Array, token: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ are ' 6', '<0x0A>' a newline) and no vocabulary's spelling is parsed here.
 Everything is plain Python and numpy, done once, when a run is built.
 """
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,6 @@ from jaxtyping import Int
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CALL = "="  # the character that opens a tool call, and must end the token it is in
 UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -49,11 +49,17 @@ def encode_after(tokenizer: "PreTrainedTokenizerFast", prefix: str, text: str) -
     Where the prefix's own tokens change once the text follows it (it ends inside a token of the joined text),
     there is no such split, and the text is tokenised by itself. Special tokens are never added.
     """
-    head = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+    head = _encode_prefix(tokenizer, prefix)
     whole = tokenizer(prefix + text, add_special_tokens=False)["input_ids"]
-    if whole[: len(head)] == head:
+    if tuple(whole[: len(head)]) == head:
         return whole[len(head) :]
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@functools.lru_cache(maxsize=64)
+def _encode_prefix(tokenizer: "PreTrainedTokenizerFast", prefix: str) -> tuple[int, ...]:
+    """Remembered: thousands of texts may continue the same prefix."""
+    return tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"])
 
 
 def stop_token(tokenizer: "PreTrainedTokenizerFast", stop: str) -> int:
@@ -70,17 +76,20 @@ def stop_token(tokenizer: "PreTrainedTokenizerFast", stop: str) -> int:
     return ids[0]
 
 
-def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str) -> Int[np.ndarray, " A"]:
+def allowed_ids(
+    tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str, last: str = ""
+) -> Int[np.ndarray, " A"]:
     """The sorted ids whose surface text is made of `characters` alone, with the stop token's.
 
-    Left out although their characters are allowed: tokens with an '=' that is not their last character ('=-',
-    '=='), since a tool cannot write inside a token; and tokens that hold the text `stop` and more ('..'),
+    Left out although their characters are allowed: tokens in which `last` is not the last character ('=-' and '=='
+    for '='), since a tool cannot write inside a token; and tokens that hold the text `stop` and more ('..'),
     since Z would then go on behind its own end.
 
     Args:
         tokenizer: any fast tokenizer.
         characters: all that may be generated, as in "0123456789+-=, .".
         stop: the text of the stop token, a single token after a digit ("." or an end-of-text marker).
+        last: the character that hands over to a tool, if any.
 
     Raises:
         ValueError: a character is in no token that is left, or the stop text is not one token.
@@ -90,9 +99,14 @@ def allowed_ids(tokenizer: "PreTrainedTokenizerFast", characters: str, stop: str
     allowed = {
         i: text
         for i, text in enumerate(strings)
-        if text and alphabet.issuperset(text) and CALL not in text[:-1] and stop not in text
+        if text and alphabet.issuperset(text) and not (last and last in text[:-1]) and stop not in text
     }
     missing = sorted(alphabet - {stop} - set("".join(allowed.values())))
     if missing:
         raise ValueError(f"the tokenizer has no token to write {', '.join(map(repr, missing))} with")
     return np.array(sorted({*allowed, stop_id}), dtype=np.int32)
+
+
+def pad_token(tokenizer: "PreTrainedTokenizerFast", otherwise: int) -> int:
+    """What fills masked positions, never seen: the tokenizer's own id for that, or another where it has none."""
+    return otherwise if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)

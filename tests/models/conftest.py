@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gfn_jax.models.language_model import LanguageModel
 
 from gfn_jax.models import decoder
 from gfn_jax.types import Tokens
@@ -131,8 +132,8 @@ ALL = np.ones_like(MASK)
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefilled(config, params, lora, ids, mask):
-    hidden, past = decoder.prefill(config, params, lora, Tokens(ids, mask))
-    return decoder.logits(config, decoder.select_head(config, params, lora), hidden), past
+    hidden, past = decoder.prefill(LanguageModel(config, params, lora), Tokens(ids, mask))
+    return decoder.logits(decoder.select_head(LanguageModel(config, params, lora)), hidden), past
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -140,9 +141,9 @@ def stepped(config, params, lora, token, past, cache, column):
     positions = decoder.past_length((past,), token.shape[0])[:, None] + column
     visible = (jnp.arange(cache.mask.shape[1]) <= column)[None, None]
     hidden, cache = decoder.forward(
-        config, params, lora, token, positions, visible, (past,), cache=cache, column=column
+        LanguageModel(config, params, lora), token, positions, visible, (past,), cache=cache, column=column
     )
-    return decoder.logits(config, decoder.select_head(config, params, lora), hidden), cache
+    return decoder.logits(decoder.select_head(LanguageModel(config, params, lora)), hidden), cache
 
 
 class Ours:

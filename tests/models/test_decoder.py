@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.models import decoder
@@ -66,8 +67,8 @@ COMPLETION = random_ids(5, 4, 5)  # B = 4, two samples a prompt
 @functools.partial(jax.jit, static_argnums=0)
 def all_logits(config, params, lora, tokens, past=()):
     """Logits at every place of padded sequences, in one pass."""
-    hidden, _ = decoder.prefill(config, params, lora, tokens, past)
-    return decoder.logits(config, decoder.select_head(config, params, lora), hidden)
+    hidden, _ = decoder.prefill(LanguageModel(config, params, lora), tokens, past)
+    return decoder.logits(decoder.select_head(LanguageModel(config, params, lora)), hidden)
 
 
 def real(ids) -> Tokens:
@@ -89,16 +90,14 @@ def test_a_shared_prompt_and_a_cache_filled_token_by_token_equal_one_pass_over_e
 
     @jax.jit
     def by_steps(params, lora):
-        _, shared = decoder.prefill(config, params, lora, PROMPT)
+        _, shared = decoder.prefill(LanguageModel(config, params, lora), PROMPT)
         start = decoder.past_length((shared,), 4)
-        head = decoder.select_head(config, params, lora)
+        head = decoder.select_head(LanguageModel(config, params, lora))
 
         def step(cache, column):
             visible = (jnp.arange(5) <= column)[None, None]
             hidden, cache = decoder.forward(
-                config,
-                params,
-                lora,
+                LanguageModel(config, params, lora),
                 jax.lax.dynamic_slice_in_dim(COMPLETION, column, 1, axis=1),
                 (start + column)[:, None],
                 visible,
@@ -106,7 +105,7 @@ def test_a_shared_prompt_and_a_cache_filled_token_by_token_equal_one_pass_over_e
                 cache,
                 column,
             )
-            return cache, decoder.logits(config, head, hidden[:, 0])
+            return cache, decoder.logits(head, hidden[:, 0])
 
         _, out = jax.lax.scan(step, decoder.empty_cache(config, 4, 5), jnp.arange(5))
         return jnp.swapaxes(out, 0, 1)
@@ -123,7 +122,7 @@ def test_segments_shared_by_all_by_a_query_and_by_none_merge_into_one_sequence()
     def merged(params, lora):
         segments = ()
         for tokens in (demonstrations, PROMPT, own):  # G = 1, Q, B
-            _, keys = decoder.prefill(CONFIG, params, lora, tokens, segments)
+            _, keys = decoder.prefill(LanguageModel(CONFIG, params, lora), tokens, segments)
             segments = (*segments, keys)
         return all_logits(CONFIG, params, lora, real(COMPLETION), segments)
 
@@ -189,7 +188,7 @@ def test_bfloat16_weights_run_in_bfloat16_and_come_close():
     exact = jax.nn.log_softmax(all_logits(CONFIG, PARAMS, None, tokens))
     out = all_logits(CONFIG, half, None, tokens)
     assert out.dtype == jnp.float32
-    assert jax.eval_shape(lambda: decoder.prefill(CONFIG, half, None, tokens))[0].dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda: decoder.prefill(LanguageModel(CONFIG, half), tokens))[0].dtype == jnp.bfloat16
     difference = np.abs(jax.nn.log_softmax(out) - exact)[np.asarray(tokens.mask)]
     assert 0 < difference.max() < 0.25
 
@@ -200,7 +199,9 @@ def test_remat_changes_neither_values_nor_gradients():
 
     def gradient(remat):
         def loss(lora, params):
-            hidden, _ = decoder.prefill(CONFIG, params, lora, tokens, dropout=(jax.random.key(3), 0.4), remat=remat)
+            hidden, _ = decoder.prefill(
+                LanguageModel(CONFIG, params, lora), tokens, dropout=(jax.random.key(3), 0.4), remat=remat
+            )
             return (hidden * weight).sum()
 
         return jax.value_and_grad(loss)
@@ -221,8 +222,8 @@ def test_a_sliding_window_is_a_banded_mask():
     def banded(params):
         places = jnp.arange(5)
         band = (places[:, None] >= places) & (places[:, None] - places < 3)
-        hidden, _ = decoder.forward(CONFIG, params, None, COMPLETION, jnp.tile(places, (4, 1)), band[None])
-        return decoder.logits(CONFIG, decoder.select_head(CONFIG, params, None), hidden)
+        hidden, _ = decoder.forward(LanguageModel(CONFIG, params), COMPLETION, jnp.tile(places, (4, 1)), band[None])
+        return decoder.logits(decoder.select_head(LanguageModel(CONFIG, params)), hidden)
 
     local = windowed((True, True), PARAMS)
     np.testing.assert_allclose(local, banded(PARAMS), atol=1e-5)
@@ -246,7 +247,7 @@ def test_a_window_reaches_back_into_shared_segments_by_position():
 
     @jax.jit
     def split(params):
-        _, shared = decoder.prefill(config, params, None, PROMPT)
+        _, shared = decoder.prefill(LanguageModel(config, params), PROMPT)
         return all_logits(config, params, None, real(COMPLETION), (shared,))
 
     whole = all_logits(config, PARAMS, None, joined(repeated(PROMPT, 2), real(COMPLETION)))[:, -5:]
@@ -268,8 +269,8 @@ def test_selected_columns_of_the_head_are_those_of_the_whole():
         params, lora = random_params(config), random_lora(config)
         hidden = jnp.asarray(np.random.default_rng(0).standard_normal((3, 16)), jnp.float32)
         columns = jnp.asarray([7, 2, 20])
-        whole = decoder.logits(config, decoder.select_head(config, params, lora), hidden)
-        some = decoder.logits(config, decoder.select_head(config, params, lora, columns), hidden)
+        whole = decoder.logits(decoder.select_head(LanguageModel(config, params, lora)), hidden)
+        some = decoder.logits(decoder.select_head(LanguageModel(config, params, lora), columns), hidden)
         np.testing.assert_allclose(some, whole[:, columns], atol=1e-5)
 
 

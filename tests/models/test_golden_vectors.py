@@ -5,7 +5,6 @@ stop's distribution too, here it acts on Z alone, as in the released rationales)
 parts of a reward, which a product of rewards expresses). Trajectories and gradients: see tests/algorithms.
 """
 
-import functools
 import json
 
 import jax
@@ -17,7 +16,8 @@ from tiny_worlds import left_padded, query_of, right_padded
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.types import Tokens
@@ -28,15 +28,15 @@ BEFORE_MINIMUM = -99.0  # what the released code says of a completion that is to
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    meta = json.loads((shared / "golden/model_vectors.json").read_text())
-    return meta, dict(np.load(shared / "golden/model_vectors.npz"))
+def golden(golden_folder):
+    meta = json.loads((golden_folder / "model_vectors.json").read_text())
+    return meta, dict(np.load(golden_folder / "model_vectors.npz"))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request, shared):
+def model(request, golden_folder):
     """(name, config, params, adapter)."""
-    folder = shared / "golden/models" / request.param
+    folder = golden_folder / "models" / request.param
     config, params = load_model(folder)
     return request.param, config, params, load_adapter(folder / "lora", config, request.param)[1]
 
@@ -55,17 +55,17 @@ def test_logits(model, adapter, golden, ours):
     assert np.abs(arrays["base_f32"] - arrays["lora_f32"]).max() > 0.1
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def rewards(config, params, demonstrations, penalty, query, rollout):
-    reward = PosteriorReward(config, demonstrations, penalty)
-    return reward.log_reward(params, reward.prepare(params), query, rollout)
+@jax.jit
+def rewards(model, demonstrations, penalty, query, rollout):
+    reward = PosteriorReward(demonstrations, penalty)
+    return reward.log_reward(model, reward.prepare(model), query, rollout)
 
 
 def rollout_of(completion: np.ndarray, stop: int):
     """Completions that end before their first `stop`."""
     padded = np.concatenate([completion, np.full((len(completion), 1), stop)], axis=1)
     constraint = make_constraint(101, stop, completion.shape[1])
-    return teacher_force(jnp.asarray(padded), jnp.asarray((padded == stop).argmax(1)), constraint, NoTool())
+    return teacher_force(jnp.asarray(padded), jnp.asarray((padded == stop).argmax(1)), Rules(constraint, NoTool()))
 
 
 def penalty_of(case, meta) -> jax.Array:
@@ -98,7 +98,7 @@ def test_prefix_rewards(model, kind, count, golden):
         demonstrations = Tokens(jnp.asarray(shots), jnp.full(shots.shape, case["prompt_cache"]))
         rollout = rollout_of(completion, stop)
         query = query_of(left_padded(contexts), answer=right_padded([answer] * 5))
-        found = np.array(rewards(config, params, demonstrations, penalty_of(case, meta), query, rollout))
+        found = np.array(rewards(LanguageModel(config, params), demonstrations, penalty_of(case, meta), query, rollout))
         found[:, : case.get("min_len", 0)] = BEFORE_MINIMUM
         alive = np.asarray(rollout.action_mask)
         assert alive.sum() > 20

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import TARGETS, left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder, layers
 from gfn_jax.models.lora import LoraConfig, init_lora, merge_lora
-from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.score import score
 from gfn_jax.types import Tokens
 
@@ -22,8 +23,8 @@ TOKENS = Tokens(ids=random_ids(0, 2, 5), mask=jnp.ones((2, 5), bool))
 @functools.partial(jax.jit, static_argnums=3)
 def outputs(params, lora, key=None, rate=0.0, tokens=TOKENS):
     dropout = None if key is None else (key, rate)
-    hidden, _ = decoder.prefill(CONFIG, params, lora, tokens, dropout=dropout)
-    return decoder.logits(CONFIG, decoder.select_head(CONFIG, params, lora), hidden)
+    hidden, _ = decoder.prefill(LanguageModel(CONFIG, params, lora), tokens, dropout=dropout)
+    return decoder.logits(decoder.select_head(LanguageModel(CONFIG, params, lora)), hidden)
 
 
 def test_a_new_adapter_is_the_base_bit_for_bit():
@@ -41,8 +42,14 @@ def test_a_new_adapter_samples_and_scores_as_the_base_bit_for_bit():
     @jax.jit
     def both(params, lora):
         ones = jnp.ones(4)
-        sampled = rollout(CONFIG, params, lora, prompt, constraint, NoTool(), jax.random.key(1), ones, 0 * ones)
-        return sampled, score(CONFIG, params, lora, prompt, sampled, constraint)
+        sampled = rollout(
+            LanguageModel(CONFIG, params, lora),
+            prompt,
+            Rules(constraint, NoTool()),
+            Behavior(ones, 0 * ones),
+            jax.random.key(1),
+        )
+        return sampled, score(LanguageModel(CONFIG, params, lora), prompt, sampled, Rules(constraint, NoTool()))
 
     jax.tree.map(np.testing.assert_array_equal, both(PARAMS, lora), both(PARAMS, None))
 

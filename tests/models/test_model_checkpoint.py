@@ -348,7 +348,10 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
 
 
 def run_on_eight_devices(*command):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, *command], env=os.environ | flags, capture_output=True, text=True, timeout=300
     )

@@ -3,12 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_worlds import left_padded, query_of, random_ids, random_lora, random_params, right_padded, tiny
+from tiny_worlds import (
+    gflownet_settings,
+    left_padded,
+    query_of,
+    random_ids,
+    random_lora,
+    random_params,
+    right_padded,
+    tiny,
+)
 
 from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, merge_lora
 from gfn_jax.models.quantize import (
     LEVELS,
@@ -23,9 +33,9 @@ from gfn_jax.models.quantize import (
     unpack,
 )
 from gfn_jax.objectives import Objective
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward
-from gfn_jax.training.step import TrainState, make_step
+from gfn_jax.training.step import init_state, make_step
 from gfn_jax.types import Tokens
 
 CONFIG = tiny(width=64, mlp_width=72, num_heads=4, num_kv_heads=2, head_dim=16)  # 72: not whole blocks
@@ -116,8 +126,8 @@ def test_floats_take_the_path_they_took():
 @jax.jit
 def logits_and_gradient(lora, params):
     def loss(lora):
-        hidden, _ = decoder.prefill(CONFIG, params, lora, TOKENS)
-        out = decoder.logits(CONFIG, decoder.select_head(CONFIG, params, lora), hidden)
+        hidden, _ = decoder.prefill(LanguageModel(CONFIG, params, lora), TOKENS)
+        out = decoder.logits(decoder.select_head(LanguageModel(CONFIG, params, lora)), hidden)
         return jnp.square(out).mean(), out
 
     gradient, out = jax.grad(loss, has_aux=True)(lora)
@@ -141,7 +151,7 @@ def test_no_floats_of_the_base_are_kept_for_the_backward_pass():
 
     def kept(lora, params):
         def hidden(lora):
-            return decoder.prefill(CONFIG, params, lora, TOKENS)[0]
+            return decoder.prefill(LanguageModel(CONFIG, params, lora), TOKENS)[0]
 
         return jax.tree.leaves(jax.vjp(hidden, lora)[1])
 
@@ -153,28 +163,27 @@ def test_no_floats_of_the_base_are_kept_for_the_backward_pass():
 
 
 def test_a_step_on_a_quantised_base():
-    config = GFlowNetConfig(queries=2, samples=2, buffer_capacity=2)
-    reward = PosteriorReward(CONFIG)
-    algorithm = GFlowNet(CONFIG, reward, Objective((("subtb", 1.0),), "released_mean"), config)
+    config = gflownet_settings(queries=2, samples=2, replay_samples=0, tempered=0.0, buffer_capacity=2)
+    reward = PosteriorReward()
+    objective = Objective((("subtb", 1.0),), "released_mean")
+    algorithm = GFlowNet(reward, objective, config, LoraConfig(2, 2, ("q", "down")))
     query = query_of(left_padded([[3, 4, 5], [7, 8]]), answer=right_padded([[4, 2], [4, 3]]))
-    trainable, buffer = algorithm.init(jax.random.key(0), LoraConfig(2, 2, ("q", "down")), 2, 4)
     optimizer = optax.sgd(1.0)
-    params = QUANTIZED["int8"]
+    base = LanguageModel(CONFIG, QUANTIZED["int8"])
     constants = Constants(
-        params=params,
-        prepared=reward.prepare(params),
+        base=base,
+        prepared=reward.prepare(base),
         queries=query,
         query_log_weight=jnp.zeros(2),
-        constraint=make_constraint(23, 4, 3, token_ids=np.arange(8)),
-        environment=NoTool(),
+        rules=Rules(make_constraint(23, 4, 3, token_ids=np.arange(8)), NoTool()),
         root=jax.random.key(1),
     )
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), buffer)
+    state = init_state(algorithm, optimizer, jax.random.key(0), constants)
     after, metrics = jax.jit(make_step(algorithm, optimizer))(state, constants)
     assert np.isfinite(metrics["loss"])
     moved = [np.abs(pair["b"]).max() for pair in after.trainable.lora.layers.values()]
     assert min(moved) > 0
-    assert replay.statistics(after.replay, len(after.replay.priority))["coverage"] > 0
+    assert replay.statistics(after.memory, len(after.memory.priority))["coverage"] > 0
 
 
 def test_what_cannot_be_done_is_refused():

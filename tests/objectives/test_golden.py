@@ -18,10 +18,8 @@ import pytest
 
 from gfn_jax.objectives import subtb
 
-ROWS, COLUMNS = (
-    8,
-    13,
-)  # every case is padded to one shape: one compilation a lambda, and padding is tested too
+COUNTS = {"loss_next_sentence": 29, "loss_infill": 27}
+ROWS, COLUMNS = 8, 13  # every case is padded to one shape: one compilation a lambda, and padding is tested too
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +28,20 @@ def double():
         yield
 
 
-def load(shared, name: str) -> list[tuple[dict, dict]]:
-    """(settings, arrays padded to [ROWS, COLUMNS]) of each case; padding is NaN."""
-    vectors = np.load(shared / "golden" / f"{name}.npz")
+def load(folder, name: str) -> list[tuple[dict, dict]]:
+    """(settings, arrays) of each case."""
+    vectors = np.load(folder / f"{name}.npz")
     cases = []
-    for case in json.loads((shared / "golden" / f"{name}.json").read_text()):
+    for case in json.loads((folder / f"{name}.json").read_text()):
         key = case["key"]
         arrays = {k.removeprefix(key): vectors[k] for k in vectors.files if k.startswith(key)}
         cases.append((case, arrays))
+    assert len(cases) == COUNTS[name]
     return cases
 
 
 def pad(array: np.ndarray) -> np.ndarray:
+    """[ROWS, COLUMNS]; padding is NaN."""
     padded = np.full((ROWS, COLUMNS), np.nan)
     padded[: array.shape[0], : array.shape[1]] = array
     return padded
@@ -76,9 +76,9 @@ def ours(arrays: dict, names: tuple[str, str, str], mask: tuple, subtb_lambda: f
     return loss_and_gradients(*(pad(arrays[n]) for n in names), *mask, subtb_lambda, normalization)
 
 
-def test_next_sentence(shared):
+def test_next_sentence(golden_folder):
     names, empty = ("log_pf", "log_pterm", "log_r"), []
-    for case, arrays in load(shared, "loss_next_sentence"):
+    for case, arrays in load(golden_folder, "loss_next_sentence"):
         mask = masks(arrays["n_tokens"])
         value, weighted, gradients = ours(arrays, names, mask, case["lam"], "released_mean")
         np.testing.assert_allclose(weighted.weight, case["total_weight"], rtol=1e-12)
@@ -103,9 +103,9 @@ def test_next_sentence(shared):
 INFILL = ("logPF", "eos_logprob", "logrewards")
 
 
-def test_infill_notebook_subtb(shared):
+def test_infill_notebook_subtb(golden_folder):
     compared = 0
-    for case, arrays in load(shared, "loss_infill"):
+    for case, arrays in load(golden_folder, "loss_infill"):
         value, weighted, gradients = ours(arrays, INFILL, masks(arrays["n_tokens"]), case["lam"], "released_mean")
         if case["lam"] == 1:
             close(weighted.total, arrays["eq3_sum_per_row"].sum())
@@ -127,8 +127,8 @@ def emitted(case: dict, arrays: dict) -> np.ndarray:
     return (arrays["n_tokens"] < case["max_len"]) & (not prompt_has_stop)
 
 
-def test_infill_main_subtb_is_ours_with_the_stop_as_a_state(shared):
-    for case, arrays in load(shared, "loss_infill"):
+def test_infill_main_subtb_is_ours_with_the_stop_as_a_state(golden_folder):
+    for case, arrays in load(golden_folder, "loss_infill"):
         mask = masks(arrays["n_tokens"], emitted(case, arrays))
         value, _, gradients = ours(arrays, INFILL, mask, case["lam"], "released_mean")
         close(value, case["main_modified_subtb"])
@@ -137,10 +137,10 @@ def test_infill_main_subtb_is_ours_with_the_stop_as_a_state(shared):
             close(gradient[:rows, :columns], arrays[f"main_modified_subtb_grad_{name}"])
 
 
-def test_infill_main_subtb_is_ours_with_the_last_pairs_counted_again(shared):
+def test_infill_main_subtb_is_ours_with_the_last_pairs_counted_again(golden_folder):
     """On what the sampler produces: + sum_i lambda^(n-i) (u_i - u_n)^2 over + sum_{i<=n} lambda^(n-i)."""
     differing = 0
-    for case, arrays in load(shared, "loss_infill"):
+    for case, arrays in load(golden_folder, "loss_infill"):
         if case["arrays"] != "sampler-consistent":
             continue
         value, weighted, _ = ours(arrays, INFILL, masks(arrays["n_tokens"]), case["lam"], "released_mean")
@@ -156,9 +156,9 @@ def test_infill_main_subtb_is_ours_with_the_last_pairs_counted_again(shared):
     assert differing > 5
 
 
-def test_infill_db(shared):
+def test_infill_db(golden_folder):
     compared = {"main_modified_db": 0, "notebook_modified_db": 0}
-    for case, arrays in load(shared, "loss_infill"):
+    for case, arrays in load(golden_folder, "loss_infill"):
         n_tokens = arrays["n_tokens"]
         stop = arrays["n_tokens"] < case["max_len"]  # the db masks look at the completion only
         for name, extra in (("main_modified_db", stop), ("notebook_modified_db", 0)):

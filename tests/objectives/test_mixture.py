@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gfn_jax.objectives import OBJECTIVES, Objective, subtb
+from gfn_jax.objectives import trajectory as whole
 from gfn_jax.types import PolicyScores, Rollout, Trajectory
 
 LETTERS, LONGEST = "ab", 3
@@ -196,8 +197,8 @@ def test_settings_reach_the_terms(batch):
         "subtb": subtb.subtb(*pairs, subtb_lambda=0.5, **options),
         "db": subtb.db(*pairs, **options),
         "full_pair": subtb.full_pair(*pairs, **options),
-        "tb": subtb.tb(u_n, finished, row_mask, log_z, huber=1.0),
-        "vargrad": subtb.vargrad(u_n, finished, row_mask, samples_per_query=3, huber=1.0),
+        "tb": whole.tb(u_n, finished, row_mask, log_z, huber=1.0),
+        "vargrad": whole.vargrad(u_n, finished, row_mask, samples_per_query=3, huber=1.0),
     }
     assert jax.tree.map(float, measured) == jax.tree.map(float, expected)
 

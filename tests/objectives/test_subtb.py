@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfn_jax.objectives import subtb
+from gfn_jax.objectives import subtb, trajectory
 from gfn_jax.types import Weighted
 
 T = 8
@@ -135,7 +135,7 @@ def test_tb_is_the_square_at_the_stop(batch):
     _, terminal, finished = potential_of(batch)
     for huber in (None, 4.0):
         expected = sum(penalty(value - log_z[row], huber) for row, value in u_n.items())
-        check(subtb.tb(terminal, finished, batch["row_mask"], log_z, huber=huber), expected, len(u_n))
+        check(trajectory.tb(terminal, finished, batch["row_mask"], log_z, huber=huber), expected, len(u_n))
 
 
 def test_vargrad_is_the_pooled_unbiased_variance(batch):
@@ -144,9 +144,9 @@ def test_vargrad_is_the_pooled_unbiased_variance(batch):
     queries = [[u_n[row] for row in rows if row in u_n] for rows in (range(4), range(4, 8))]
     assert [len(values) for values in queries] == [3, 3]
     squares = sum(np.var(values, ddof=1) * (len(values) - 1) for values in queries)
-    weighted = subtb.vargrad(terminal, finished, batch["row_mask"], samples_per_query=4)
+    weighted = trajectory.vargrad(terminal, finished, batch["row_mask"], samples_per_query=4)
     check(weighted, squares, 4)
-    tight = subtb.vargrad(terminal, finished, batch["row_mask"], samples_per_query=4, huber=2.0)
+    tight = trajectory.vargrad(terminal, finished, batch["row_mask"], samples_per_query=4, huber=2.0)
     pairs = [(values[a], values[b], 3) for values in queries for a in range(3) for b in range(a)]
     check(tight, sum(penalty(a - b, 2.0) / m for a, b, m in pairs), 4)
 
@@ -157,11 +157,11 @@ def test_vargrad_has_the_gradient_of_tb_with_the_leave_one_out_log_z():
     others = (u_n.sum() - u_n) / 3
 
     def variance(values):
-        weighted = subtb.vargrad(values, yes, yes, samples_per_query=4)
+        weighted = trajectory.vargrad(values, yes, yes, samples_per_query=4)
         return weighted.total / weighted.weight
 
     def balance(values):
-        weighted = subtb.tb(values, yes, yes, others)
+        weighted = trajectory.tb(values, yes, yes, others)
         return weighted.total / weighted.weight
 
     np.testing.assert_allclose(jax.grad(variance)(u_n), jax.grad(balance)(u_n), rtol=1e-12)
@@ -169,7 +169,7 @@ def test_vargrad_has_the_gradient_of_tb_with_the_leave_one_out_log_z():
 
 def test_a_query_with_one_finished_row_weighs_nothing():
     alone = jnp.asarray([True, False])
-    weighted = subtb.vargrad(jnp.asarray([3.0, 7.0]), alone, jnp.ones(2, bool), samples_per_query=2)
+    weighted = trajectory.vargrad(jnp.asarray([3.0, 7.0]), alone, jnp.ones(2, bool), samples_per_query=2)
     assert (float(weighted.total), float(weighted.weight)) == (0, 0)
 
 
@@ -221,8 +221,8 @@ def test_gradients_are_finite_and_zero_where_nothing_is_read(batch, options):
         u, terminal, finished = potential_of(batch | {"log_pf": log_pf, "log_pterm": log_pterm})
         rows = batch["row_mask"]
         pairs = subtb.subtb(u, batch["state_mask"], rows, normalization="row_mean", **options)
-        ends = subtb.tb(terminal, finished, rows, jnp.where(rows, 0.0, jnp.nan), huber=options.get("huber"))
-        group = subtb.vargrad(terminal, finished, rows, samples_per_query=4, huber=options.get("huber"))
+        ends = trajectory.tb(terminal, finished, rows, jnp.where(rows, 0.0, jnp.nan), huber=options.get("huber"))
+        group = trajectory.vargrad(terminal, finished, rows, samples_per_query=4, huber=options.get("huber"))
         return pairs.total + ends.total + group.total
 
     by_pf, by_pterm = jax.jit(jax.grad(loss, argnums=(0, 1)))(batch["log_pf"], batch["log_pterm"])

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import all_sequences, calculator_world, left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
-from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.policy.rollout import choose, rollout
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, choose, rollout
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 
@@ -25,12 +26,14 @@ ROWS = 8192
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def sample(params, lora, prompt, constraint, environment, key, temperature, mix, config=CONFIG):
-    return rollout(config, params, lora, prompt, constraint, environment, key, temperature, mix)
+    return rollout(
+        LanguageModel(config, params, lora), prompt, Rules(constraint, environment), Behavior(temperature, mix), key
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
 def scores(params, lora, prompt, sampled, constraint, config=CONFIG):
-    return score(config, params, lora, prompt, sampled, constraint)
+    return score(LanguageModel(config, params, lora), prompt, sampled, Rules(constraint, NoTool()))
 
 
 def in_world(key=0, temperature=1.0, mix=0.0, rows=ROWS):
@@ -54,7 +57,7 @@ def exact():
     sequences = all_sequences(ARITY, LONGEST)
     tokens = jnp.asarray([[*s, *[STOP] * (LONGEST + 1 - len(s))] for s in sequences] * 2)
     lengths = jnp.asarray([len(s) for s in sequences] * 2)
-    forced = teacher_force(tokens, lengths, WORLD, NoTool())
+    forced = teacher_force(tokens, lengths, Rules(WORLD, NoTool()))
     return np.asarray(scores(PARAMS, LORA, PROMPT, forced, WORLD).log_pf.sum(1)).reshape(2, -1)
 
 

@@ -8,7 +8,8 @@ from tiny_worlds import coarse_products, left_padded, random_ids, random_lora, r
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.types import Tokens
@@ -26,13 +27,15 @@ COMPLETION = jnp.asarray(ALLOWED)[random_ids(2, 4, 5, vocab=4)]
 
 
 def forced(constraint):
-    return teacher_force(COMPLETION, LENGTHS, constraint, NoTool())
+    return teacher_force(COMPLETION, LENGTHS, Rules(constraint, NoTool()))
 
 
 @functools.partial(jax.jit, static_argnames=("rate", "remat"))
 def jitted(params, prompt, lora, rollout, constraint, key=None, rate=0.0, remat=False):
     dropout = None if key is None else (key, rate)
-    return score(CONFIG, params, lora, prompt, rollout, constraint, dropout=dropout, remat=remat)
+    return score(
+        LanguageModel(CONFIG, params, lora), prompt, rollout, Rules(constraint, NoTool()), dropout=dropout, remat=remat
+    )
 
 
 scores = functools.partial(jitted, PARAMS, PROMPT)
@@ -45,8 +48,8 @@ def whole_logits():
     rollout = forced(SOME)
     completion = Tokens(ids=rollout.completion, mask=jnp.ones((4, 5), bool))
     tokens = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), rows, completion)
-    hidden, _ = decoder.prefill(CONFIG, PARAMS, LORA, tokens)
-    return np.asarray(decoder.logits(CONFIG, decoder.select_head(CONFIG, PARAMS, LORA), hidden))[:, 2:7]
+    hidden, _ = decoder.prefill(LanguageModel(CONFIG, PARAMS, LORA), tokens)
+    return np.asarray(decoder.logits(decoder.select_head(LanguageModel(CONFIG, PARAMS, LORA)), hidden))[:, 2:7]
 
 
 @pytest.mark.parametrize("constraint", [SOME, ALL], ids=["columns", "whole head"])
@@ -82,11 +85,11 @@ def test_the_last_stop_is_certain_and_no_probability_exceeds_one(changes, dtype,
     if coarse:
         coarse_products(monkeypatch)
     config = tiny(**changes)
-    rollout = teacher_force(COMPLETION, jnp.full(4, LONGEST), SOME, NoTool())
+    rollout = teacher_force(COMPLETION, jnp.full(4, LONGEST), Rules(SOME, NoTool()))
     with jax.default_matmul_precision("bfloat16"):
         for scale in (0.4, 4.0):  # the second is nearly certain of every token
-            params = random_params(config, scale=scale, dtype=dtype)
-            out = jax.jit(functools.partial(score, config, constraint=SOME))(params, LORA, PROMPT, rollout)
+            policy = LanguageModel(config, random_params(config, scale=scale, dtype=dtype), LORA)
+            out = jax.jit(score)(policy, PROMPT, rollout, Rules(SOME, NoTool()))
             assert out.log_pterm[:, -1].tolist() == out.log_pf[:, -1].tolist() == [0.0] * 4
             assert max(out.log_pf.max(), out.log_pterm.max()) == 0
 

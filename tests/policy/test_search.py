@@ -6,22 +6,24 @@ from tiny_worlds import left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy
-from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.search import Beam, Nucleus, search
 
 MODEL = tiny(vocab_size=7)
 CONSTRAINT = make_constraint(7, 6, max_length=3, min_length=1, token_ids=np.array([0, 1, 3, 4]))
 PROMPT = left_padded([[2, 5, 1], [3]])
-PARAMS, LORA = random_params(MODEL, scale=0.7), random_lora(MODEL)
+POLICY = LanguageModel(MODEL, random_params(MODEL, scale=0.7), random_lora(MODEL))
+RULES = Rules(CONSTRAINT, NoTool())
 
 
 @pytest.fixture(scope="module")
 def run():
-    compiled = jax.jit(search, static_argnums=(0, 6))
+    compiled = jax.jit(search, static_argnums=4)
 
     def call(strategy, rows, seed=0):
-        return map(np.asarray, compiled(MODEL, PARAMS, LORA, PROMPT, CONSTRAINT, strategy, rows, jax.random.key(seed)))
+        return map(np.asarray, compiled(POLICY, PROMPT, CONSTRAINT, strategy, rows, jax.random.key(seed)))
 
     return call
 
@@ -29,9 +31,14 @@ def run():
 @pytest.fixture(scope="module")
 def listed():
     """Every completion and its log q, for both prompts."""
-    completions = enumerate_completions(CONSTRAINT, NoTool())
+    completions = enumerate_completions(RULES)
     log_q = [
-        log_policy(MODEL, PARAMS, LORA, jax.tree.map(lambda x, i=i: x[i : i + 1], PROMPT), completions, CONSTRAINT)
+        log_policy(
+            POLICY,
+            jax.tree.map(lambda x, i=i: x[i : i + 1], PROMPT),
+            completions,
+            RULES,
+        )
         for i in range(2)
     ]
     rows = [tuple(row) for row in np.asarray(completions.completion).tolist()]
@@ -51,7 +58,13 @@ def test_beams_wide_enough_find_the_likeliest_completions(run, listed):
 
 def test_one_beam_and_a_small_nucleus_are_greedy_decoding(run):
     zeros = jnp.zeros(2)
-    greedy = rollout(MODEL, PARAMS, LORA, PROMPT, CONSTRAINT, NoTool(), jax.random.key(0), zeros, zeros)
+    greedy = rollout(
+        POLICY,
+        PROMPT,
+        RULES,
+        Behavior(zeros, zeros),
+        jax.random.key(0),
+    )
     one, _, _ = run(Beam(), 1)
     few, _, _ = run(Nucleus(1e-3), 3)
     np.testing.assert_array_equal(one[:, 0], greedy.completion)
@@ -92,4 +105,4 @@ def test_beams_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="do not divide"):
         Beam(3).start(4)
     with pytest.raises(ValueError, match="too few"):
-        search(MODEL, PARAMS, LORA, PROMPT, CONSTRAINT, Beam(), 5, jax.random.key(0))
+        search(POLICY, PROMPT, CONSTRAINT, Beam(), 5, jax.random.key(0))

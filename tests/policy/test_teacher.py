@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,28 +5,29 @@ import pytest
 from tiny_worlds import calculator_world, left_padded, random_params, tiny
 
 from gfn_jax.environments import NoTool
-from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.teacher import teacher_force
 
 PROMPT = left_padded([[6, 7, 8], [9, 10]])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def sample(config, params, constraint, environment, key):
+@jax.jit
+def sample(model, rules, key):
     half = jnp.full((1024,), 0.5)
-    return rollout(config, params, None, PROMPT, constraint, environment, key, 2 * half, half)
+    return rollout(model, PROMPT, rules, Behavior(2 * half, half), key)
 
 
 force = jax.jit(teacher_force)
 
 
-def agree(sampled, constraint, environment):
+def agree(sampled, rules):
     """The masks a rollout made are those its own completions are given."""
     length = sampled.token_mask.sum(1)
-    after = jnp.arange(constraint.horizon) > length[:, None]
+    after = jnp.arange(rules.constraint.horizon) > length[:, None]
     padded = jnp.where(after, 3, sampled.completion)  # padding with anything
-    again = force(padded, length, constraint, environment)
+    again = force(padded, length, rules)
     for name in ("completion", "token_mask", "action_mask", "state_mask"):
         np.testing.assert_array_equal(getattr(again, name), getattr(sampled, name), err_msg=name)
     assert not np.asarray(again.log_behavior).any()
@@ -37,20 +36,20 @@ def agree(sampled, constraint, environment):
 @pytest.mark.parametrize("min_length", [0, 2])
 def test_masks_without_a_tool_are_those_of_the_rollout(min_length):
     config = tiny()
-    constraint = make_constraint(23, 5, 4, min_length=min_length, token_ids=np.arange(4))
-    sampled = sample(config, random_params(config), constraint, NoTool(), jax.random.key(0))
+    rules = Rules(make_constraint(23, 5, 4, min_length=min_length, token_ids=np.arange(4)), NoTool())
+    sampled = sample(LanguageModel(config, random_params(config)), rules, jax.random.key(0))
     assert len(set(np.asarray(sampled.token_mask.sum(1)))) == 5 - min_length
-    agree(sampled, constraint, NoTool())
+    agree(sampled, rules)
 
 
 @pytest.mark.parametrize("stop_after_number", [False, True])
 def test_masks_with_the_calculator_are_those_of_the_rollout(stop_after_number):
     tokenizer, environment, constraint = calculator_world(stop_after_number=stop_after_number)
     config = tiny(vocab_size=len(tokenizer))
-    params = random_params(config, scale=0.15)
-    sampled = sample(config, params, constraint, environment, jax.random.key(0))
+    rules = Rules(constraint, environment)
+    sampled = sample(LanguageModel(config, random_params(config, scale=0.15)), rules, jax.random.key(0))
     assert (sampled.token_mask & ~sampled.action_mask).any(axis=1).sum() > 3
-    agree(sampled, constraint, environment)
+    agree(sampled, rules)
 
 
 def test_a_demonstration_in_words_marks_the_tools_part():
@@ -59,7 +58,7 @@ def test_a_demonstration_in_words_marks_the_tools_part():
     texts = [" 60 + 30 = 90, 1 - 30 = -29", " 1 + 30"]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     completion = jnp.asarray([row + [0] * (13 - len(row)) for row in ids])
-    out = force(completion, jnp.asarray([len(row) for row in ids]), constraint, environment)
+    out = force(completion, jnp.asarray([len(row) for row in ids]), Rules(constraint, environment))
     chosen = [
         "".join(tokenizer.convert_ids_to_tokens(np.asarray(out.completion[row])[np.asarray(mask)]))
         for row, mask in enumerate(out.action_mask)
@@ -87,6 +86,6 @@ def test_what_could_not_have_been_written_has_no_masks(text, length, possible):
     tokenizer, environment, constraint = calculator_world(max_length=9)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     completion = jnp.asarray([(ids + [0] * 10)[:10]])
-    out = force(completion, jnp.asarray([len(ids) if length is None else length]), constraint, environment)
+    out = force(completion, jnp.asarray([len(ids) if length is None else length]), Rules(constraint, environment))
     masks = [out.token_mask, out.action_mask, out.state_mask]
     assert [bool(mask.any()) for mask in masks] == [possible] * 3

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gfn_jax.environments import NoTool
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards.automaton import AutomatonReward, word_reward
 
@@ -17,7 +17,7 @@ WORDS = {"required": ("cat", "the"), "forbidden": ("dog", "s")}
 
 def rollout_of(ids, lengths):
     return teacher_force(
-        jnp.asarray(ids), jnp.asarray(lengths), make_constraint(len(STRINGS), STOP, len(ids[0]) - 1), NoTool()
+        jnp.asarray(ids), jnp.asarray(lengths), Rules(make_constraint(len(STRINGS), STOP, len(ids[0]) - 1), NoTool())
     )
 
 

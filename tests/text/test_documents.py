@@ -1,7 +1,7 @@
 import pytest
+from tiny_tokenizers import SENTENCEPIECE
 
 from gfn_jax.text.documents import document_rows
-from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.text.wordlevel import build_tokenizer
 
 
@@ -32,9 +32,10 @@ def test_an_end_that_the_tokenizer_lacks():
         document_rows(["1"], tokenizer, 6, end_of_document=True)
 
 
-def test_a_document_begins_as_a_prompt_does(shared):
-    tokenizer = load_tokenizer(shared / "models/stories260k")
-    rows = document_rows(["Once upon a time"], tokenizer, 16, end_of_document=True)
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_a_document_begins_as_a_prompt_does(name, tokenizer_named):
+    tokenizer = tokenizer_named(name)
+    rows = document_rows(["Once upon a time"], tokenizer, 20, end_of_document=True)
     assert rows.ids[0, : rows.mask.sum()].tolist() == [
         *tokenizer("Once upon a time")["input_ids"],
         tokenizer.eos_token_id,

@@ -1,7 +1,7 @@
 """What is tokenised in parts is what the joined text is tokenised to, or the difference is said."""
 
 import pytest
-from transformers import AutoTokenizer
+from tiny_tokenizers import BYTE_LEVEL, EVERY
 
 from gfn_jax.text.joining import (
     decode_after,
@@ -17,9 +17,9 @@ from gfn_jax.worlds.arithmetic_examples import make_example
 EXPRESSIONS = ("6 - 0 - 4 - 8", "1 + 9 + 9 + 9 + 9", "0 - 7 - 8", "3 + 5 - 8", "9 - -2 + 1")
 
 
-@pytest.fixture(scope="module", params=["tokenizers/gpt2", "tokenizers/gpt-neox", "models/stories260k"])
-def tokenizer(request, shared):
-    return AutoTokenizer.from_pretrained(shared / request.param)
+@pytest.fixture(scope="module", params=EVERY)
+def tokenizer(request, tokenizer_named):
+    return tokenizer_named(request.param)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
@@ -41,8 +41,9 @@ def test_decoding_keeps_the_space_in_front(tokenizer):
     assert decode_after(tokenizer, prompt, ids) == " 6 - 0 = 6, n't"
 
 
-def test_a_difference_is_named(shared):
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers/gpt2")
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_a_difference_is_named(name, tokenizer_named):
+    tokenizer = tokenizer_named(name)
     ids = encode_prompt(tokenizer, "a to day") + encode_after(tokenizer, "to day", "light")
     assert joining_difference(tokenizer, ids, "a to daylight") == "apart 'Ġday' 'light', joined 'Ġdaylight'"
     assert joining_difference(tokenizer, ids[:-1], "a to day light") == "apart nothing, joined 'Ġlight'"

@@ -1,14 +1,12 @@
 """Surface texts join to the text; continuations are what the model would see; who is allowed, and why not."""
 
-import os
 import types
 
 import numpy as np
 import pytest
+from tiny_tokenizers import BYTE_LEVEL, EVERY, SENTENCEPIECE
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from gfn_jax.text.tokens import allowed_ids, encode_after, token_strings
 
@@ -16,19 +14,19 @@ ARITHMETIC = "0123456789+-=, ."
 TEXTS = ["6 - 0 = 6, 6 - 4 = 2.", "Zoë’s 3 cats,\nand  no dogs 🙂!", "x=-1 == y", "\tdo .not ' tidy n't ."]
 
 
-@pytest.fixture(scope="module", params=["tokenizers/gpt2", "tokenizers/gpt-neox", "models/stories260k"])
-def tokenizer(request, shared):
-    return AutoTokenizer.from_pretrained(shared / request.param)
+@pytest.fixture(scope="module", params=EVERY)
+def tokenizer(request, tokenizer_named):
+    return tokenizer_named(request.param)
 
 
-@pytest.fixture(scope="module")
-def gpt2(shared):
-    return AutoTokenizer.from_pretrained(shared / "tokenizers/gpt2")
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
+def byte_level(request, tokenizer_named):
+    return tokenizer_named(request.param)
 
 
-@pytest.fixture(scope="module")
-def stories(shared):
-    return AutoTokenizer.from_pretrained(shared / "models/stories260k")
+@pytest.fixture(scope="module", params=SENTENCEPIECE)
+def sentencepiece(request, tokenizer_named):
+    return tokenizer_named(request.param)
 
 
 def word_level(*words: str) -> PreTrainedTokenizerFast:
@@ -53,14 +51,19 @@ def test_surface_texts_keep_spaces_bytes_and_words():
     assert strings == ["", "", "a", " a", " 6", "6", "=", " ="]
 
 
-def test_surface_texts_of_known_tokens(gpt2, stories):
-    for tokenizer, expected in [
-        (gpt2, {"Ġ6": " 6", "6": "6", "Ċ": "\n", "Ġ=": " =", "<|endoftext|>": "", "ĺ": ""}),
-        (stories, {"▁": " ", "6": "6", "<0x3D>": "=", "<0x0A>": "\n", "<0xE2>": "", "<s>": "", "<unk>": ""}),
-    ]:
-        strings = token_strings(tokenizer)
-        assert len(strings) == len(tokenizer)
-        assert {t: strings[tokenizer.convert_tokens_to_ids(t)] for t in expected} == expected
+def check_surface(tokenizer, expected):
+    strings = token_strings(tokenizer)
+    assert len(strings) == len(tokenizer)
+    assert {t: strings[tokenizer.convert_tokens_to_ids(t)] for t in expected} == expected
+
+
+def test_surface_texts_of_known_tokens_in_bytes(byte_level):
+    check_surface(byte_level, {"Ġ6": " 6", "6": "6", "Ċ": "\n", "Ġ=": " =", "<|endoftext|>": "", "ĺ": ""})
+
+
+def test_surface_texts_of_known_tokens_of_sentencepiece(sentencepiece):
+    known = {"▁": " ", "6": "6", "<0x3D>": "=", "<0x0A>": "\n", "<0xE2>": "", "<s>": "", "<unk>": ""}
+    check_surface(sentencepiece, known)
 
 
 def test_special_tokens_of_the_wrapper_write_nothing():
@@ -86,21 +89,21 @@ def test_continuation_joins_to_the_whole(tokenizer, prefix, text):
     assert head + encode_after(tokenizer, prefix, text) == whole
 
 
-def test_continuation_differs_from_the_text_alone(stories):
-    alone = stories(" -6", add_special_tokens=False)["input_ids"]
-    after = encode_after(stories, "1 - 2 =", " -6")
-    assert stories.convert_ids_to_tokens(after) == ["▁", "-", "6"]
+def test_continuation_differs_from_the_text_alone(sentencepiece):
+    alone = sentencepiece(" -6", add_special_tokens=False)["input_ids"]
+    after = encode_after(sentencepiece, "1 - 2 =", " -6")
+    assert sentencepiece.convert_ids_to_tokens(after) == ["▁", "-", "6"]
     assert after != alone  # at the beginning of a text SentencePiece adds a space
 
 
-def test_continuation_inside_a_token_is_tokenised_alone(gpt2):
-    assert gpt2.convert_ids_to_tokens(encode_after(gpt2, "to day", "light")) == ["light"]
-    assert gpt2.convert_ids_to_tokens(encode_after(gpt2, "a ", "b c")) == ["b", "Ġc"]
+def test_continuation_inside_a_token_is_tokenised_alone(byte_level):
+    assert byte_level.convert_ids_to_tokens(encode_after(byte_level, "to day", "light")) == ["light"]
+    assert byte_level.convert_ids_to_tokens(encode_after(byte_level, "a ", "to the")) == ["to", "Ġthe"]
 
 
 def test_allowed_ids_against_every_token(tokenizer):
     strings = token_strings(tokenizer)
-    ids = allowed_ids(tokenizer, ARITHMETIC, ".")
+    ids = allowed_ids(tokenizer, ARITHMETIC, ".", "=")
     assert ids.dtype == np.int32
     assert (np.diff(ids) > 0).all()
     kept = {strings[i] for i in ids}
@@ -113,13 +116,13 @@ def test_allowed_ids_against_every_token(tokenizer):
         assert not text or set(text) - set(ARITHMETIC) or "." in text or "=" in text[:-1]
 
 
-def test_allowed_ids_of_a_stop_that_is_a_special_token(gpt2):
-    ids = allowed_ids(gpt2, "0123456789", gpt2.eos_token)
-    assert gpt2.eos_token_id in ids
+def test_allowed_ids_of_a_stop_that_is_a_special_token(byte_level):
+    ids = allowed_ids(byte_level, "0123456789", byte_level.eos_token)
+    assert byte_level.eos_token_id in ids
     assert len(ids) > 11
 
 
-def test_missing_characters_are_named(stories):
+def test_missing_characters_are_named():
     with pytest.raises(ValueError, match="no token to write '0', '2'") as error:
         allowed_ids(word_level("1", " 1", "."), "01 2.", ".")
     assert "\n" not in str(error.value)

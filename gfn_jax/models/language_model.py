@@ -1,0 +1,35 @@
+"""A language model as a value: what sampling, scoring, rewards and evaluators are given."""
+
+import dataclasses
+
+from flax import struct
+
+from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.lora import Lora
+from gfn_jax.types import Params
+
+
+@struct.dataclass
+class LanguageModel:
+    """A decoder's weights, with or without an adapter beside them; a pytree, so that programs take it as it is.
+
+    A policy and its base are two of these on the same arrays: `policy.base` copies nothing.
+
+    Attributes:
+        shape: of the decoder; static, part of what a program is compiled for.
+        params: the weights, layers stacked on axis 0.
+        adapter: LoRA beside them, or None.
+    """
+
+    shape: ModelConfig = struct.field(pytree_node=False)
+    params: Params
+    adapter: Lora | None = None
+
+    @property
+    def base(self) -> "LanguageModel":
+        """The same without its adapter."""
+        return dataclasses.replace(self, adapter=None)
+
+    def adapted(self, adapter: Lora | None) -> "LanguageModel":
+        """The same weights with that adapter instead."""
+        return dataclasses.replace(self, adapter=adapter)
