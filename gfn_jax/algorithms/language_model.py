@@ -18,12 +18,14 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.objectives.likelihood import next_token
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import Lora, LoraConfig, init_lora
+from gfn_jax.models.partition import split_rows
+from gfn_jax.policy.likelihood import next_token_loss
 from gfn_jax.sections import Count
-from gfn_jax.types import Params, Tokens, Weighted
+from gfn_jax.types import Collected, Keys, Params, Tokens, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +51,14 @@ class Corpus:
         loss_mask: the tokens to be learnt; the others are only read. A row's first token never counts.
         order: the rows of every step.
         root: of the run's randomness (dropout).
-        base: the frozen weights under an adapter; None where all weights are trained.
+        base: the frozen model under an adapter; None where all weights are trained.
     """
 
     documents: Tokens  # [documents, S]
     loss_mask: Bool[Array, "documents S"]
     order: Int[Array, "steps batch"]
     root: jax.Array
-    base: Params | None = None
+    base: LanguageModel | None = None
 
 
 def phase_order(root: jax.Array, phases: Sequence[Phase], batch: int) -> Int[Array, "steps batch"]:
@@ -78,55 +80,66 @@ def epoch_order(root: jax.Array, documents: int, batch: int, steps: int) -> Int[
     return rows.reshape(-1)[: steps * batch].reshape(steps, batch)
 
 
+@struct.dataclass
+class Batch:
+    """Documents, and which of their tokens are learnt."""
+
+    documents: Tokens  # [B, S]
+    loss_mask: Bool[Array, "B S"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling:
-    """Next-token training; what is trained is told by its type, `Lora` or all parameters.
+    """Next-token training, as `interfaces.Algorithm` has it: of an adapter where there is one, else of all weights.
 
     Attributes:
-        model: the model's shape.
+        shape: the model's.
+        lora: the adapter's shape and dropout; None trains all weights.
         micro_batches: parts that a step's rows are worked through in; the gradient is the whole batch's.
-        dropout: rate at which an adapter's inputs are dropped.
         remat: recompute activations in the backward pass.
         dtype: of the arithmetic where all weights are trained; they themselves and the optimizer keep theirs.
     """
 
-    model: ModelConfig
+    shape: ModelConfig
+    lora: LoraConfig | None = None
     micro_batches: int = 1
-    dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
-    def collect(self, corpus: Corpus, step: Int[Array, ""]) -> tuple[Tokens, Bool[Array, "batch S"]]:
-        """The step's documents and their loss masks."""
-        index = corpus.order[step]
-        return jax.tree.map(lambda x: x[index], (corpus.documents, corpus.loss_mask))
+    def init(self, key: jax.Array, constants: Corpus) -> tuple[Params | Lora, None]:
+        """A fresh adapter, or random weights; nothing is remembered."""
+        if self.lora is None:
+            return init_params(key, self.shape), None
+        return init_lora(key, self.shape, self.lora), None
 
-    def measure(
-        self,
-        trainable: Params | Lora,
-        base: Params | None,
-        documents: Tokens,
-        loss_mask: Bool[Array, "B S"],
-        key: jax.Array | None = None,
-    ) -> Weighted:
-        """Nats of the tokens that count, and how many they are; `key` switches dropout on."""
-        params, lora = (base, trainable) if isinstance(trainable, Lora) else (self._cast(trainable), None)
-        dropout = None if key is None or lora is None or not self.dropout else (key, self.dropout)
-        hidden, _ = decoder.prefill(self.model, params, lora, documents, dropout=dropout, remat=self.remat)
-        head = decoder.select_head(self.model, params, lora)
-        return next_token(decoder.logits(self.model, head, hidden), documents.ids, loss_mask & documents.mask)
+    def policy(self, trainable: Params | Lora, constants: Corpus) -> LanguageModel:
+        """The model as it computes."""
+        if constants.base is None:
+            return LanguageModel(self.shape, jax.tree.map(lambda x: x.astype(self.dtype), trainable))
+        return constants.base.adapted(trainable)
+
+    def collect(self, state: TrainState, constants: Corpus, keys: Keys) -> Collected:
+        """The step's documents and their loss masks."""
+        index = constants.order[state.step].reshape(self.micro_batches, -1)
+        rows = Batch(*jax.tree.map(lambda x: x[index], (constants.documents, constants.loss_mask)))
+        return Collected(rows, state.memory, {})
+
+    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """How many tokens are learnt."""
+        return {"tokens": (batch.loss_mask & batch.documents.mask)[:, 1:].sum(dtype=jnp.float32)}
 
     def loss(
         self,
         trainable: Params | Lora,
-        base: Params | None,
-        documents: Tokens,
-        loss_mask: Bool[Array, "B S"],
-        weight: Float[Array, ""],
-        key: jax.Array | None = None,
-    ) -> Float[Array, ""]:
-        """A part's share of the mean nats a token over the batch, in which `weight` tokens count."""
-        return self.measure(trainable, base, documents, loss_mask, key).total / jnp.maximum(weight, 1.0)
-
-    def _cast(self, params: Params) -> Params:
-        return jax.tree.map(lambda x: x.astype(self.dtype), params)
+        constants: Corpus,
+        batch: Batch,
+        weights: dict[str, Float[Array, ""]],
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """A part's share of the mean nats a token."""
+        rows = jax.tree.map(split_rows, batch)
+        rate = 0.0 if self.lora is None else self.lora.dropout
+        dropout = (key, rate) if rate else None
+        model = self.policy(trainable, constants)
+        measured = next_token_loss(model, rows.documents, rows.loss_mask, dropout, self.remat)
+        return measured.total / jnp.maximum(weights["tokens"], 1.0), {}

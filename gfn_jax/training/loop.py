@@ -125,16 +125,12 @@ def complete(run: Run) -> str:
         TrainingDiverged, ValueError: as `train` does.
     """
     trained = train(run)
-
-    def stop(number: int) -> None:
-        raise TrainingStopped(
-            f"stopped after step {trained.steps} of {run.num_steps}, during the report; all steps are saved in "
-            f"{run.checkpointer.directory}; run the same command for the report",
-            exit_code=128 + number,
-        )
-
+    stopped = (
+        f"stopped after step {trained.steps} of {run.num_steps}, during the report; all steps are saved in "
+        f"{run.checkpointer.directory}; run the same command for the report"
+    )
     try:
-        with _signals(stop):
+        with stoppable(stopped):
             return run.finish(trained)
     except (TrainingStopped, TrainingDiverged, EvaluationFailed):
         raise
@@ -337,6 +333,17 @@ def _stopped(run: Run, step: int, number: int) -> TrainingStopped:
         "run the same command to go on",
         exit_code=128 + number,
     )
+
+
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """Ends what is inside at the first SIGINT or SIGTERM, with a `TrainingStopped` that says `message`."""
+
+    def stop(number: int) -> None:
+        raise TrainingStopped(message, exit_code=128 + number)
+
+    with _signals(stop):
+        yield
 
 
 @contextlib.contextmanager

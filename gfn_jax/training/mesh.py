@@ -49,9 +49,9 @@ LORA_RULES: Rules = (
     (r"\bhead/b$", P(None, "tensor")),
     (r"\blog_z$", P()),
 )
-# The buffer's leading axis is the table of queries, which is what grows with the data.
-REPLAY_RULES: Rules = ((r"^replay/", P(ROWS)),)
-RULES: Rules = (*BASE_RULES, *LORA_RULES, *REPLAY_RULES)
+# What an algorithm remembers (a replay buffer) has the table of queries for its leading axis: it grows with the data.
+MEMORY_RULES: Rules = ((r"^memory/", P(ROWS)),)
+RULES: Rules = (*BASE_RULES, *LORA_RULES, *MEMORY_RULES)
 # To end a list with, for trees of which most leaves are small (a run's constants); a state's must be named.
 REST_REPLICATED: Rules = ((r"", P()),)
 WORTH_A_WARNING = 2**20  # numbers in an array: a smaller one is as well whole on every device

@@ -82,9 +82,3 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
     )
     return optax.chain(clip, adam)
-
-
-def linear_anneal(step: Int[Array, ""] | int, start: float, end: float, horizon: int) -> Float[Array, ""]:
-    """From `start` at step 0 to `end` at step `horizon` and after (the reward's temperature)."""
-    share = jnp.clip(jnp.asarray(step, jnp.float32) / horizon, 0.0, 1.0) if horizon else jnp.ones(())
-    return start + (end - start) * share

@@ -1,179 +1,126 @@
-"""One training step as one compiled program: select, collect, balance, update.
+"""One training step as one compiled program: an algorithm collects, gradients are summed, weights move.
 
-Randomness is fold_in(fold_in(root, step), STREAM): nothing is stored and a resumed run is the same run. All
-micro-batches are collected first; the objective's normalisers are then known for the whole batch, so the gradient
+Randomness is a function of the step's number (`types.Keys`): nothing is stored and a resumed run is the same run. All
+micro-batches are collected first; the loss's normalisers are then known for the whole batch, so the gradient
 accumulated over micro-batches is the full batch's exactly, whatever the normalisation.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import (
-    BEHAVIOR,
-    DROPOUT,
-    REPLAY,
-    SAMPLE,
-    SELECT,
-    Batch,
-    Constants,
-    GFlowNet,
-    Trainable,
-)
-from gfn_jax.training.optimizer import linear_anneal
-from gfn_jax.types import PyTree, Query, Rollout, Trajectory, Weighted
+from gfn_jax.interfaces import Algorithm, Interruptible
+from gfn_jax.types import Collected, Keys, PyTree, Rollout, Sampled, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-Step = Callable[["TrainState", Constants], tuple["TrainState", Metrics]]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Sample = Callable[[TrainState, Any], Sampled]
+Update = Callable[[TrainState, Any, Sampled], tuple[TrainState, Metrics]]
 
 
-@struct.dataclass
-class TrainState:
-    """All that changes: what a checkpoint holds."""
-
-    step: Int[Array, ""]
-    trainable: Trainable
-    opt_state: PyTree
-    replay: replay.ReplayBuffer
+def init_state(
+    algorithm: Algorithm, optimizer: optax.GradientTransformation, key: jax.Array, constants: Any
+) -> TrainState:
+    """The state before the first step."""
+    trainable, memory = algorithm.init(key, constants)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), memory)
 
 
-def mean(weighted: Weighted) -> Float[Array, ""]:
-    """Total / weight; 0 where nothing was weighed."""
-    return weighted.total / jnp.maximum(weighted.weight, 1e-9)
-
-
-@struct.dataclass
-class Collected:
-    """What a step has sampled, before anything is learnt: P micro-batches of Q / P queries."""
-
-    query: Query  # [P, Q / P, ...]
-    trajectory: Trajectory  # [P, rows, T]
-
-
-Collect = Callable[[TrainState, Constants], Collected]
-Update = Callable[[TrainState, Constants, Collected], tuple[TrainState, Metrics]]
-
-
-def make_step(
-    algorithm: GFlowNet,
-    optimizer: optax.GradientTransformation,
-    rows_sharding: jax.sharding.Sharding | None = None,
-) -> Step:
+def make_step(algorithm: Algorithm, optimizer: optax.GradientTransformation, first_update: int = 0) -> Step:
     """The step function, to be jitted with its state donated.
 
     Args:
         algorithm: what to collect and to minimise.
-        optimizer: from the adapter's gradient to its update.
-        rows_sharding: how queries are spread over devices; None leaves it to the compiler.
-    """
-    collect, update = make_step_halves(algorithm, optimizer, rows_sharding)
-    return lambda state, constants: update(state, constants, collect(state, constants))
-
-
-def hosted_step(collect: Collect, host_reward: Callable[[np.ndarray, Rollout], np.ndarray], update: Update) -> Step:
-    """A step in two compiled halves, between which the host adds a factor of the reward.
-
-    Args:
-        collect: the first of `make_step_halves`, jitted.
-        update: the second, jitted.
-        host_reward: (example ids [B], rollouts [B, T]) -> nats to be added to log R, [B, T].
+        optimizer: from the gradient to its update.
+        first_update: the first step that learns; those before only collect.
     """
 
-    def step(state: TrainState, constants: Constants) -> tuple[TrainState, Metrics]:
-        collected = collect(state, constants)
-        log_reward = collected.trajectory.log_reward
-        ids, rollout = jax.device_get((collected.query.example_id, collected.trajectory.rollout))
-        rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), rollout)
-        added = host_reward(np.repeat(ids.ravel(), len(rows.completion) // ids.size), rows)
-        added = jax.device_put(np.asarray(added, np.float32).reshape(log_reward.shape), log_reward.sharding)
-        trajectory = dataclasses.replace(collected.trajectory, log_reward=log_reward + added)
-        return update(state, constants, dataclasses.replace(collected, trajectory=trajectory))
+    def step(state: TrainState, constants: Any) -> tuple[TrainState, Metrics]:
+        keys = Keys.of(constants.root, state.step)
+        collected = algorithm.collect(state, constants, keys)
+        return learn(algorithm, optimizer, first_update, state, constants, collected, keys)
 
     return step
 
 
 def make_step_halves(
-    algorithm: GFlowNet,
+    algorithm: Interruptible, optimizer: optax.GradientTransformation, first_update: int = 0
+) -> tuple[Sample, Update]:
+    """A step's two halves: sampling (which changes nothing), and all the rest."""
+
+    def sample(state: TrainState, constants: Any) -> Sampled:
+        return algorithm.sample(state, constants, Keys.of(constants.root, state.step))
+
+    def update(state: TrainState, constants: Any, sampled: Sampled) -> tuple[TrainState, Metrics]:
+        keys = Keys.of(constants.root, state.step)
+        collected = algorithm.store(state, constants, sampled, keys)
+        return learn(algorithm, optimizer, first_update, state, constants, collected, keys)
+
+    return sample, update
+
+
+def hosted_step(sample: Sample, host_reward: Callable[[np.ndarray, Rollout], np.ndarray], update: Update) -> Step:
+    """A step in two compiled halves, between which the host adds a factor of the reward.
+
+    Args:
+        sample: the first of `make_step_halves`, jitted.
+        update: the second, jitted.
+        host_reward: (example ids [B], rollouts [B, T]) -> nats to be added to log R, [B, T].
+    """
+
+    def step(state: TrainState, constants: Any) -> tuple[TrainState, Metrics]:
+        sampled = sample(state, constants)
+        log_reward = sampled.trajectory.log_reward
+        ids, rollout = jax.device_get((sampled.query.example_id, sampled.trajectory.rollout))
+        rows = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), rollout)
+        added = host_reward(np.repeat(ids.ravel(), len(rows.completion) // ids.size), rows)
+        added = jax.device_put(np.asarray(added, np.float32).reshape(log_reward.shape), log_reward.sharding)
+        trajectory = dataclasses.replace(sampled.trajectory, log_reward=log_reward + added)
+        return update(state, constants, dataclasses.replace(sampled, trajectory=trajectory))
+
+    return step
+
+
+def learn(
+    algorithm: Algorithm,
     optimizer: optax.GradientTransformation,
-    rows_sharding: jax.sharding.Sharding | None = None,
-) -> tuple[Collect, Update]:
-    """A step's two halves: sampling (which changes nothing), and storing, balancing, updating."""
-    config = algorithm.config
-    parts = config.micro_batches
+    first_update: int,
+    state: TrainState,
+    constants: Any,
+    collected: Collected,
+    keys: Keys,
+) -> tuple[TrainState, Metrics]:
+    """Gradients of what was collected, summed over its micro-batches, and the optimizer's update."""
+    batches = collected.batches
+    weights = jax.tree.map(lambda x: x.sum(0), jax.vmap(algorithm.weights)(batches))
 
-    def streams(state: TrainState, constants: Constants) -> dict[int, jax.Array]:
-        root = jax.random.fold_in(constants.root, state.step)
-        return {stream: jax.random.fold_in(root, stream) for stream in range(DROPOUT + 1)}
+    def measured(number: Array, batch: PyTree) -> PyTree:
+        key = jax.random.fold_in(keys.dropout, number)
+        value_and_grad = jax.value_and_grad(algorithm.loss, has_aux=True)
+        return value_and_grad(state.trainable, constants, batch, weights, key)
 
-    def collect(state: TrainState, constants: Constants) -> Collected:
-        keys = streams(state, constants)
-        queries = algorithm.select(constants, keys[SELECT])
-        queries = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), queries)
+    def accumulate(total: PyTree, part: tuple) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, measured(*part)), None
 
-        def sample(_: None, part: tuple) -> tuple[None, Trajectory]:
-            number, query = part[0], algorithm.spread(part[1])
-            if rows_sharding is not None:
-                query = jax.lax.with_sharding_constraint(query, rows_sharding)
-            own = {stream: jax.random.fold_in(keys[stream], number) for stream in (BEHAVIOR, SAMPLE)}
-            return None, algorithm.sample(constants, state.trainable, query, own)
-
-        _, trajectory = jax.lax.scan(sample, None, (jnp.arange(parts), queries))
-        return Collected(queries, trajectory)
-
-    def update(state: TrainState, constants: Constants, collected: Collected) -> tuple[TrainState, Metrics]:
-        keys = streams(state, constants)
-        temperature = linear_anneal(
-            state.step,
-            config.reward_temperature_start,
-            config.reward_temperature_end,
-            config.reward_temperature_steps,
-        )
-
-        def store(buffer: replay.ReplayBuffer, part: tuple) -> tuple:
-            number, query, fresh = part
-            key = jax.random.fold_in(keys[REPLAY], number)
-            batch, buffer, metrics = algorithm.store(buffer, query, fresh, key, temperature)
-            return buffer, (batch, metrics)
-
-        batches: Batch
-        described: dict[str, Weighted]
-        given = (jnp.arange(parts), collected.query, collected.trajectory)
-        buffer, (batches, described) = jax.lax.scan(store, state.replay, given)
-        weights = jax.tree.map(lambda x: x.sum(0), jax.vmap(algorithm.weights)(batches))
-
-        def accumulate(total: PyTree, part: tuple) -> tuple[PyTree, None]:
-            number, batch = part
-            key = jax.random.fold_in(keys[DROPOUT], number)
-            value_and_grad = jax.value_and_grad(algorithm.loss, has_aux=True)
-            out = value_and_grad(state.trainable, constants, batch, weights, temperature, key)
-            return jax.tree.map(jnp.add, total, out), None
-
-        zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), weights), state.trainable))
-        ((loss, terms), grads), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(parts), batches))
-        trainable, opt_state = learn(state, grads)
-        table = len(constants.queries.example_id)
-        metrics = {
-            "loss": loss,
-            **{f"loss_{name}": value for name, value in terms.items()},
-            **{name: mean(jax.tree.map(jnp.sum, value)) for name, value in described.items()},
-            **{f"buffer_{name}": value for name, value in replay.statistics(buffer, table).items()},
-            "gradient_norm": optax.global_norm(grads),
-            "reward_temperature": temperature,
-        }
-        return TrainState(state.step + 1, trainable, opt_state, buffer), metrics
-
-    def learn(state: TrainState, grads: Trainable) -> tuple[Trainable, PyTree]:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        learnt = (optax.apply_updates(state.trainable, updates), opt_state)
-        # While discovering, the optimizer does not even count: its schedule starts with the learning.
-        learning = state.step >= config.discovery_steps
-        return jax.tree.map(lambda new, old: jnp.where(learning, new, old), learnt, (state.trainable, state.opt_state))
-
-    return collect, update
+    numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
+    first = jax.tree.map(lambda x: x[0], (numbers, batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, *first))
+    ((loss, terms), grads), _ = jax.lax.scan(accumulate, zeros, (numbers, batches))
+    updates, counted = optimizer.update(grads, state.opt_state, state.trainable)
+    learnt = (optax.apply_updates(state.trainable, updates), counted)
+    # Before the first update the optimizer does not even count: its schedule starts with the learning.
+    learning, before = state.step >= first_update, (state.trainable, state.opt_state)
+    trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(learning, new, old), learnt, before)
+    metrics = {
+        "loss": loss,
+        **{f"loss_{name}": value for name, value in terms.items()},
+        **collected.metrics,
+        "gradient_norm": optax.global_norm(grads),
+    }
+    return TrainState(state.step + 1, trainable, opt_state, collected.memory), metrics

@@ -5,25 +5,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import all_sequences, left_padded, query_of, random_lora, random_params, tiny
+from tiny_worlds import all_sequences, gflownet_settings, left_padded, query_of, random_lora, random_params, tiny
 
 from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import (
-    BEHAVIOR,
-    REPLAY,
-    SAMPLE,
-    Constants,
-    GFlowNet,
-    GFlowNetConfig,
-    Trainable,
-    describe,
-)
+from gfn_jax.algorithms.gflownet import GFlowNet, GFlowNetConfig, Trainable, describe
 from gfn_jax.environments import NoTool
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
 from gfn_jax.sections import checked
+from gfn_jax.types import Keys, TrainState
 
 ARITY, STOP, LONGEST = 3, 5, 3
 CONFIG = tiny()
@@ -41,31 +34,35 @@ def algorithm(table=TABLE, terms=TERMS, **changes):
         "exploring": 0.3,
         "uniform_mix": 0.5,
     }
-    config = GFlowNetConfig(**(settings | changes))
+    config = gflownet_settings(**(settings | changes))
     objective = Objective(terms=terms, normalization="released_mean", samples_per_query=config.samples)
-    return GFlowNet(CONFIG, TableReward(table, ARITY), objective, config)
+    return GFlowNet(TableReward(table, ARITY), objective, config, LoraConfig(2, 2, ("q",)))
 
 
 def constants_of(table=TABLE, weight=(0.0, 0.0, 0.0, 0.0)):
     return Constants(
-        params=random_params(CONFIG),
+        base=LanguageModel(CONFIG, random_params(CONFIG)),
         prepared=table,
         queries=QUERIES,
         query_log_weight=jnp.asarray(weight),
-        constraint=make_constraint(23, STOP, LONGEST, token_ids=np.arange(ARITY)),
-        environment=NoTool(),
+        rules=Rules(make_constraint(23, STOP, LONGEST, token_ids=np.arange(ARITY)), NoTool()),
         root=jax.random.key(0),
     )
 
 
 TRAINABLE = Trainable(lora=random_lora(CONFIG), log_z=jnp.asarray([0.01, -0.02, 0.03, 0.04]))
-KEYS = {stream: jax.random.key(stream) for stream in (BEHAVIOR, SAMPLE, REPLAY)}
+KEYS = Keys.of(jax.random.key(0), 0)
+
+
+def collect(algo, constants, buffer):
+    """The only micro-batch of a step, the buffer after it, and its metrics."""
+    collected = algo.collect(TrainState(jnp.int32(0), TRAINABLE, None, buffer), constants, KEYS)
+    return jax.tree.map(lambda x: x[0], collected.batches), collected.memory, collected.metrics
 
 
 @functools.cache
 def collector():
-    algo = algorithm()
-    return jax.jit(lambda constants, buffer: algo.collect(constants, TRAINABLE, buffer, QUERIES, KEYS, jnp.ones(())))
+    return jax.jit(functools.partial(collect, algorithm()))
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +77,10 @@ def test_fresh_rows_come_first_and_replayed_ones_from_the_same_query(collected):
     assert np.asarray(batch.trajectory.rollout.log_behavior[:, 0]).reshape(4, 5)[:, :3].all()
     assert not np.asarray(batch.trajectory.rollout.log_behavior).reshape(4, 5, 4)[:, 3:].any()
     completion = np.asarray(batch.trajectory.rollout.completion).reshape(4, 5, 4)
-    for query in range(4):
+    assert sorted(batch.query.example_id.tolist()) == [0, 1, 2, 3]
+    for place, query in enumerate(batch.query.example_id):
         stored = np.asarray(buffer.completion[query])[np.asarray(buffer.filled[query])]
-        for row in completion[query, 3:]:
+        for row in completion[place, 3:]:
             assert (stored == row).all(1).any()
 
 
@@ -102,9 +100,10 @@ def test_the_metrics_are_means_over_the_fresh_rows(collected):
     fresh = jax.tree.map(lambda x: x.reshape(4, 5, *x.shape[1:])[:, :3].reshape(12, *x.shape[1:]), batch.trajectory)
     length = np.asarray(fresh.rollout.token_mask.sum(1))
     last = np.asarray(fresh.log_reward)[np.arange(12), length]
-    assert metrics["length"].total == length.sum()
-    np.testing.assert_allclose(metrics["log_reward"].total, last.sum(), rtol=1e-5)
-    assert metrics["log_reward"].weight == metrics["finished"].total == metrics["finished"].weight == 12
+    np.testing.assert_allclose(metrics["length"], length.mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["log_reward"], last.mean(), rtol=1e-5)
+    assert metrics["finished"] == metrics["finite_rewards"] == metrics["reward_temperature"] == 1
+    assert describe(fresh)["log_reward"].weight == 12
 
 
 def test_copies_of_a_prompt_change_nothing():
@@ -115,8 +114,8 @@ def test_copies_of_a_prompt_change_nothing():
 
         @jax.jit
         def both(constants, buffer):
-            batch, _, _ = algo.collect(constants, TRAINABLE, buffer, QUERIES, KEYS, jnp.ones(()))
-            return batch, algo.loss(TRAINABLE, constants, batch, algo.weights(batch), jnp.ones(()), None)
+            batch, _, _ = collect(algo, constants, buffer)
+            return batch, algo.loss(TRAINABLE, constants, batch, algo.weights(batch), KEYS.dropout)
 
         return both(constants_of(), replay.init(4, 6, LONGEST + 1))
 
@@ -131,8 +130,8 @@ def test_rows_of_an_empty_buffer_are_masked_and_weigh_nothing():
     batch, buffer, metrics = collector()(constants_of(nothing), replay.init(4, 6, LONGEST + 1))
     assert not buffer.filled.any()
     assert np.asarray(batch.row_mask).reshape(4, 5).tolist() == [[True] * 3 + [False] * 2] * 4
-    assert metrics["replay_log_reward"].weight == 0
-    trajectory = batch.trajectory.replace(log_reward=jnp.where(batch.row_mask[:, None], 0.5, 1e9))
+    assert metrics["replay_log_reward"] == 0
+    trajectory = batch.trajectory.replace(log_reward=jnp.where(batch.row_mask[:, None], 0.5, jnp.full((20, 4), 1e9)))
     batch = batch.replace(trajectory=trajectory)
     empty = ~batch.row_mask[:, None]
     rollout = trajectory.rollout
@@ -141,7 +140,7 @@ def test_rows_of_an_empty_buffer_are_masked_and_weigh_nothing():
 
     @jax.jit
     def loss(constants, batch):
-        return algo.loss(TRAINABLE, constants, batch, algo.weights(batch), jnp.ones(()), None)[0]
+        return algo.loss(TRAINABLE, constants, batch, algo.weights(batch), KEYS.dropout)[0]
 
     quiet = loss(constants_of(), batch)
     assert 0 < quiet < 1e4
@@ -149,13 +148,12 @@ def test_rows_of_an_empty_buffer_are_masked_and_weigh_nothing():
 
 
 def test_micro_batches_add_up_to_the_whole_gradient(collected):
-    algo, constants, batch = algorithm(), constants_of(), collected[0]
+    algo, constants = algorithm(), constants_of()
+    batch = collected[0]
 
     @jax.jit
     def gradient(trainable, constants, batch, weights):
-        return jax.value_and_grad(
-            lambda t: algo.loss(t, constants, batch, weights, jnp.asarray(0.7), None), has_aux=True
-        )(trainable)
+        return jax.value_and_grad(algo.loss, has_aux=True)(trainable, constants, batch, weights, KEYS.dropout)
 
     parts = [
         batch.replace(
@@ -181,7 +179,8 @@ def test_micro_batches_add_up_to_the_whole_gradient(collected):
 
 def test_behaviour_is_drawn_in_the_shares_asked_for():
     algo = algorithm(temperature_low=0.5, temperature_high=2.0)
-    temperature, mix = map(np.asarray, algo.behavior(jax.random.key(0), 20000))
+    behavior = algo.behavior(jax.random.key(0), 20000)
+    temperature, mix = np.asarray(behavior.temperature), np.asarray(behavior.uniform_mix)
     tempered, exploring = temperature != 1.0, mix > 0
     assert abs(tempered.mean() - 0.3) < 0.02
     assert abs(exploring.mean() - 0.3) < 0.02
@@ -207,11 +206,11 @@ def test_queries_are_distinct_and_drawn_by_weight():
 
 
 def test_init_is_a_new_adapter_an_empty_buffer_and_log_z_where_tb_needs_it():
-    lora = LoraConfig(2, 2, ("q",))
-    trainable, buffer = algorithm(buffer_capacity=7).init(jax.random.key(0), lora, 4, LONGEST + 1)
+    trainable, buffer = algorithm(buffer_capacity=7).init(jax.random.key(0), constants_of())
+    assert set(trainable.lora.layers) == {"q"}
     assert trainable.log_z.shape == (4,)
     assert buffer.completion.shape == (replay.padded(4), 7, 4)
-    without, _ = algorithm(terms=(("subtb", 1.0),)).init(jax.random.key(0), lora, 4, LONGEST + 1)
+    without, _ = algorithm(terms=(("subtb", 1.0),)).init(jax.random.key(0), constants_of())
     assert without.log_z is None
 
 

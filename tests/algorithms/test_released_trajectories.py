@@ -22,9 +22,10 @@ from tiny_worlds import left_padded, query_of, right_padded
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.objectives import subtb
 from gfn_jax.objectives.mixture import Objective
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward
@@ -56,16 +57,16 @@ class Written(NoTool):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    meta = json.loads((shared / "golden/model_vectors.json").read_text())
-    return meta, dict(np.load(shared / "golden/model_vectors.npz"))
+def golden(golden_folder):
+    meta = json.loads((golden_folder / "model_vectors.json").read_text())
+    return meta, dict(np.load(golden_folder / "model_vectors.npz"))
 
 
 @pytest.fixture(scope="module")
-def model(shared):
+def model(golden_folder):
     @functools.cache
     def load(name):
-        folder = shared / "golden/models" / name
+        folder = golden_folder / "models" / name
         config, params = load_model(folder)
         _, lora = load_adapter(folder / "lora", config, read_config(folder)[0], jnp.float32)
         return config, params, lora
@@ -91,11 +92,9 @@ def released(rollout, scores, log_reward, temperature):
     return OBJECTIVE.loss(measured, OBJECTIVE.weights(rollout, row_mask))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "min_length", "differentiate"))
+@functools.partial(jax.jit, static_argnames=("min_length", "differentiate"))
 def measure(
-    config,
-    params,
-    lora,
+    policy,
     query,
     rollout,
     constraint,
@@ -107,17 +106,17 @@ def measure(
     differentiate=None,
 ):
     """Scores, rewards, the loss, and the gradient by the adapter of the loss to `differentiate`, with its value."""
-    reward = PosteriorReward(config, demonstrations, penalty, min_length)
-    log_reward = reward.log_reward(params, reward.prepare(params), query, rollout)
+    reward = PosteriorReward(demonstrations, penalty, min_length)
+    log_reward = reward.log_reward(policy.base, reward.prepare(policy.base), query, rollout)
 
     def loss(lora, of):
-        scores = score(config, params, lora, query.prompt, rollout, constraint)
+        scores = score(policy.adapted(lora), query.prompt, rollout, Rules(constraint, NoTool()))
         return of(rollout, scores, log_reward, temperature), scores
 
-    value, scores = loss(lora, released)
+    value, scores = loss(policy.adapter, released)
     gradient = None
     if differentiate is not None:
-        gradient = jax.value_and_grad(lambda lora: loss(lora, differentiate)[0])(lora)
+        gradient = jax.value_and_grad(lambda lora: loss(lora, differentiate)[0])(policy.adapter)
     return scores, log_reward, value, gradient
 
 
@@ -143,7 +142,7 @@ def of_case(arrays, key):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "llama"])
-def test_next_sentences(name, golden, model, shared, tmp_path):
+def test_next_sentences(name, golden, model, golden_folder, tmp_path):
     meta, arrays = golden
     case = of_case(arrays, f"{name}/ns_traj/plain")
     config, params, lora = model(name)
@@ -153,10 +152,10 @@ def test_next_sentences(name, golden, model, shared, tmp_path):
     completion = np.concatenate([actions, np.full((4, 2), stop)], axis=1)
     length = (completion == stop).argmax(1)
     constraint = make_constraint(101, stop, 10)
-    rollout = teacher_force(jnp.asarray(completion), jnp.asarray(length), constraint, NoTool())
+    rollout = teacher_force(jnp.asarray(completion), jnp.asarray(length), Rules(constraint, NoTool()))
     query = query_of(left_padded([case["prompt"].tolist()] * 4), answer=right_padded([[stop]] * 4))
     scores, log_reward, loss, gradient = measure(
-        config, params, lora, query, rollout, constraint, differentiate=released
+        LanguageModel(config, params, lora), query, rollout, constraint, differentiate=released
     )
     states, tokens = np.asarray(rollout.state_mask)[:, :10], np.asarray(rollout.token_mask)[:, :10]
     for ours, theirs, where, atol in [
@@ -167,7 +166,7 @@ def test_next_sentences(name, golden, model, shared, tmp_path):
         found, expected = np.asarray(ours)[:, :10][where], case[theirs][where]
         np.testing.assert_allclose(found, expected, atol=atol, rtol=0, err_msg=theirs)
     np.testing.assert_allclose(loss, case["loss_f64"], **LOSS)
-    check_gradient(gradient[1], case, shared / "golden/models" / name, config, tmp_path)
+    check_gradient(gradient[1], case, golden_folder / "models" / name, config, tmp_path)
 
 
 def aligned(expected: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -192,7 +191,7 @@ def aligned(expected: np.ndarray, actions: np.ndarray) -> np.ndarray:
         pytest.param("llama", "tools_limit2", marks=pytest.mark.slow),
     ],
 )
-def test_rationales(name, case, golden, model, shared, tmp_path):
+def test_rationales(name, case, golden, model, golden_folder, tmp_path):
     meta, arrays = golden
     key = f"{name}/infill_traj/{case}"
     settings = next(entry for entry in meta["cases"] if entry["key"] == key)
@@ -216,7 +215,9 @@ def test_rationales(name, case, golden, model, shared, tmp_path):
     constraint = make_constraint(101, 0, max_length, token_ids=allowed)
     padding = [(0, 0), (0, max_length + 1 - completion.shape[1])]
     environment = Written(jnp.asarray(np.pad(written, padding, constant_values=-1)))
-    rollout = teacher_force(jnp.asarray(np.pad(completion, padding)), jnp.asarray(length), constraint, environment)
+    rollout = teacher_force(
+        jnp.asarray(np.pad(completion, padding)), jnp.asarray(length), Rules(constraint, environment)
+    )
     demonstrations, penalty = None, jnp.zeros(101)
     if settings["fewshot_prompt"]:
         few = jnp.asarray(arrays[f"{name}/infill_score/fewshot_prompt"])[None]
@@ -227,9 +228,7 @@ def test_rationales(name, case, golden, model, shared, tmp_path):
     temperature = settings["reward_temperature"]
     released_gradient = any(entry.startswith(f"{key}/grad/") for entry in arrays)
     scores, log_reward, loss, gradient = measure(
-        config,
-        params,
-        lora,
+        LanguageModel(config, params, lora),
         query_of(left_padded([query.tolist()] * rows), answer=answer),
         rollout,
         constraint,
@@ -254,4 +253,4 @@ def test_rationales(name, case, golden, model, shared, tmp_path):
     if released_gradient:
         value, by_adapter = gradient
         np.testing.assert_allclose(value, arrays[f"{key}/loss_subtb_main"], **LOSS)
-        check_gradient(by_adapter, of_case(arrays, key), shared / "golden/models" / name, config, tmp_path)
+        check_gradient(by_adapter, of_case(arrays, key), golden_folder / "models" / name, config, tmp_path)

@@ -11,19 +11,21 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_worlds import left_padded, query_of, random_ids, right_padded, tiny
+from tiny_worlds import gflownet_settings, left_padded, query_of, random_ids, right_padded, tiny
 
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.commands import dry_run
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import TrainState, make_step
+from gfn_jax.training.step import init_state, make_step
+from gfn_jax.types import TrainState
 
 # Every size of its own, so that a shape says what it is of; all that is split divides by eight.
 CONFIG = tiny(vocab_size=72, width=40, num_heads=8, num_kv_heads=8, head_dim=8, mlp_width=56)
@@ -37,32 +39,32 @@ def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stag
     Returns:
         The step compiled for the mesh, and the bytes a device that the dry run thinks it takes.
     """
-    settings = GFlowNetConfig(QUERIES, SAMPLES, REPLAYED, tempered=0.5, buffer_capacity=CAPACITY)
+    settings = gflownet_settings(
+        queries=QUERIES, samples=SAMPLES, replay_samples=REPLAYED, tempered=0.5, buffer_capacity=CAPACITY
+    )
     objective = Objective((("subtb", 1.0),), "released_mean", samples_per_query=SAMPLES)
-    algorithm = GFlowNet(CONFIG, PosteriorReward(CONFIG), objective, settings, remat=remat)
+    algorithm = GFlowNet(PosteriorReward(), objective, settings, LORA, remat=remat)
     optimizer = make_optimizer(OptimizerConfig(1e-3, total_steps=10))
 
     prompt = left_padded(random_ids(0, QUERIES, 23).tolist())
     answer = right_padded(random_ids(1, QUERIES, 4).tolist())
 
     def initial() -> tuple[TrainState, Constants]:
-        params = decoder.init_params(jax.random.key(0), CONFIG)
+        base = LanguageModel(CONFIG, decoder.init_params(jax.random.key(0), CONFIG))
         constants = Constants(
-            params=params,
-            prepared=algorithm.reward.prepare(params),
+            base=base,
+            prepared=algorithm.reward.prepare(base),
             queries=query_of(prompt, answer=answer),
             query_log_weight=jnp.zeros(QUERIES),
-            constraint=make_constraint(CONFIG.vocab_size, 5, HORIZON - 1, token_ids=np.arange(ALLOWED)),
-            environment=NoTool(),
+            rules=Rules(make_constraint(CONFIG.vocab_size, 5, HORIZON - 1, token_ids=np.arange(ALLOWED)), NoTool()),
             root=jax.random.key(5),
         )
-        trainable, buffer = algorithm.init(jax.random.key(1), LORA, QUERIES, HORIZON)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), buffer), constants
+        return init_state(algorithm, optimizer, jax.random.key(1), constants), constants
 
     shapes = jax.eval_shape(initial)
     where = meshes.shardings(shapes, mesh, (*meshes.RULES, *meshes.REST_REPLICATED))
     state, constants = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, where)
-    step = make_step(algorithm, optimizer, meshes.rows_sharding(mesh))
+    step = make_step(algorithm, optimizer)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where[0], meshes.replicated(mesh)))
     shape = dry_run.step_shape(algorithm, shapes[1])
     planned = dry_run.memory(algorithm, shapes[1], shapes[0], shape, jnp.dtype(jnp.float32), mesh.abstract_mesh)

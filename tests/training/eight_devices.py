@@ -11,6 +11,7 @@ from test_mesh import LLAMA, TARGETS
 
 from gfn_jax import replay
 from gfn_jax.models import decoder
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.training.checkpoint import Checkpointer
 from gfn_jax.training.digests import digests
@@ -35,8 +36,8 @@ def forward() -> None:
     @jax.jit
     def loss_and_gradient(params, lora, tokens):
         def loss(lora):
-            hidden, _ = decoder.prefill(LLAMA, params, lora, tokens)
-            logits = decoder.logits(LLAMA, decoder.select_head(LLAMA, params, lora), hidden)
+            hidden, _ = decoder.prefill(LanguageModel(LLAMA, params, lora), tokens)
+            logits = decoder.logits(decoder.select_head(LanguageModel(LLAMA, params, lora)), hidden)
             return jnp.square(logits).mean(), logits
 
         return jax.value_and_grad(loss, has_aux=True)(lora)
@@ -70,7 +71,7 @@ def replay_buffer() -> None:
     buffer = replay.init(8, 3, horizon)
     one = fill(buffer, batch)
     with jax.set_mesh(MESH):
-        eight = fill(place({"replay": buffer})["replay"], batch)
+        eight = fill(place({"memory": buffer})["memory"], batch)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -27,7 +27,7 @@ def compiled_on(mesh: str, *words: str) -> dict:
         env=os.environ
         | {
             # What the compiler splits and sends is decided before its backend optimises anything.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}",
             "PYTHONPATH": os.pathsep.join(map(str, (here.parent, here.parents[1]))),
         },
         capture_output=True,

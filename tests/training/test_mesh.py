@@ -52,11 +52,14 @@ class State:
     step: jax.Array
     trainable: dict
     opt_state: tuple
-    replay: replay.ReplayBuffer
+    memory: replay.ReplayBuffer
 
 
 def run_with_eight_devices(scenario: str) -> str:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}",
+        "JAX_PLATFORMS": "cpu",
+    }
     script = pathlib.Path(__file__).with_name("eight_devices.py")
     done = subprocess.run(
         [sys.executable, script, scenario],
@@ -119,11 +122,11 @@ def test_a_parameter_without_a_rule_is_named():
         ("trainable/lora/layers/o/a", (2, 16, 4), P(None, "tensor", None)),
         ("opt_state/1/0/mu/lora/layers/q/b", (2, 4, 16), P(None, None, "tensor")),
         ("opt_state/1/0/count", (), P()),
-        ("replay/completion", (8, 5, 4), P(("data", "fsdp"))),
+        ("memory/completion", (8, 5, 4), P(("data", "fsdp"))),
         # What does not divide is not split, dimension by dimension.
         ("layers/up/kernel", (2, 16, 23), P(None, "fsdp", None)),
         ("head/kernel", (15, 32), P(None, "tensor")),
-        ("replay/completion", (6, 5, 4), P(None)),
+        ("memory/completion", (6, 5, 4), P(None)),
     ],
 )
 def test_partition(path, shape, spec):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_worlds import gflownet_settings
 
 from gfn_jax.sections import checked
-from gfn_jax.training.optimizer import OptimizerConfig, learning_rate, linear_anneal, make_optimizer
+from gfn_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -47,13 +48,18 @@ def test_no_clipping():
     assert float(updates["w"]) == pytest.approx(-0.1 * 3 / 4, rel=1e-5)
 
 
+def annealed(steps):
+    ends = {"reward_temperature_start": 1.1, "reward_temperature_end": 0.9}
+    return gflownet_settings(**ends, reward_temperature_steps=steps)
+
+
 def test_schedules_are_traced_once():
     traces = []
 
     @jax.jit
     def both(step):
         traces.append(1)
-        return learning_rate(OptimizerConfig(1.0, total_steps=8), step), linear_anneal(step, 1.1, 0.9, 4)
+        return learning_rate(OptimizerConfig(1.0, total_steps=8), step), annealed(4).reward_temperature(step)
 
     values = [both(jnp.asarray(step)) for step in range(6)]
     assert len(traces) == 1
@@ -62,7 +68,7 @@ def test_schedules_are_traced_once():
 
 
 def test_an_anneal_without_steps_is_over():
-    assert float(linear_anneal(0, 1.1, 0.9, 0)) == pytest.approx(0.9)
+    assert float(annealed(0).reward_temperature(0)) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

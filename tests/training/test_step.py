@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -7,17 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import all_sequences, left_padded, query_of, random_params, tiny
+from tiny_worlds import all_sequences, gflownet_settings, left_padded, query_of, random_params, tiny
 
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.environments import NoTool
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
+from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
 
 ARITY, STOP, LONGEST = 3, 5, 3
 CONFIG = tiny()
@@ -46,26 +49,25 @@ def build(known=QUERIES, table=None, **changes):
         "reward_temperature_end": 1.0,
         "reward_temperature_steps": 2,
     }
-    config = GFlowNetConfig(**(settings | changes))
+    config = gflownet_settings(**(settings | changes))
     objective = Objective((("subtb", 1.0), ("tb", 0.1)), "released_mean", samples_per_query=config.samples)
     reward = TableReward(tables() if table is None else table, ARITY)
-    algorithm = GFlowNet(CONFIG, reward, objective, config, dropout=0.2)
+    algorithm = GFlowNet(reward, objective, config, LoraConfig(3, 6, ("q", "down", "head"), dropout=0.2))
     optimizer = make_optimizer(OptimizerConfig(0.05, total_steps=20))
     rows = known.example_id.shape[0]
-    trainable, buffer = algorithm.init(
-        jax.random.key(0), LoraConfig(3, 6, ("q", "down", "head"), dropout=0.2), rows, LONGEST + 1
-    )
     constants = Constants(
-        params=random_params(CONFIG),
+        base=LanguageModel(CONFIG, random_params(CONFIG)),
         prepared=reward.prepare(None),
         queries=known,
         query_log_weight=jnp.zeros(rows),
-        constraint=make_constraint(23, STOP, LONGEST, token_ids=np.arange(ARITY)),
-        environment=NoTool(),
+        rules=Rules(make_constraint(23, STOP, LONGEST, token_ids=np.arange(ARITY)), NoTool()),
         root=jax.random.key(5),
     )
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), buffer)
-    return algorithm, optimizer, constants, state
+    return algorithm, optimizer, constants, init_state(algorithm, optimizer, jax.random.key(0), constants)
+
+
+def step_of(algorithm, optimizer):
+    return make_step(algorithm, optimizer, algorithm.config.discovery_steps)
 
 
 def to_host(tree):
@@ -84,7 +86,7 @@ def equal(a, b):
 def run():
     """The compiled step, its constants, and the states and metrics of a run of four steps, on the host."""
     algorithm, optimizer, constants, state = build()
-    step = jax.jit(make_step(algorithm, optimizer), donate_argnums=0)
+    step = jax.jit(step_of(algorithm, optimizer), donate_argnums=0)
     states, metrics = [to_host(state)], []
     for _ in range(STEPS):
         with jax.transfer_guard("allow" if not metrics else "disallow"):  # the first call compiles
@@ -133,7 +135,7 @@ def test_while_discovering_only_the_buffer_fills(run):
     first, second, third = states[:3]
     equal(second.trainable, first.trainable)
     equal(second.opt_state, first.opt_state)
-    assert (second.replay.priority > -np.inf).sum() > 0
+    assert (second.memory.priority > -np.inf).sum() > 0
     assert second.step == 1
     assert metrics[0]["gradient_norm"] > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), third.trainable, second.trainable)
@@ -144,7 +146,7 @@ def test_while_discovering_only_the_buffer_fills(run):
 
 def test_a_learnt_log_z_moves_for_the_queries_that_were_seen(run):
     _, _, states, _ = run
-    seen = (states[2].replay.priority > -np.inf).any(1) & ~(states[1].replay.priority > -np.inf).any(1)
+    seen = (states[2].memory.priority > -np.inf).any(1) & ~(states[1].memory.priority > -np.inf).any(1)
     changed = states[2].trainable.log_z != states[1].trainable.log_z
     assert changed.sum() == 4
     assert changed[seen[: len(changed)]].all()  # the buffer has room for more queries than there are
@@ -187,8 +189,8 @@ def test_two_micro_batches_make_the_step_of_one():
     out = []
     for parts in (1, 2):
         algorithm, optimizer, constants, state = build(micro_batches=parts, **fixed)
-        algorithm = GFlowNet(CONFIG, algorithm.reward, algorithm.objective, algorithm.config)  # no dropout
-        state, metrics = jax.jit(make_step(algorithm, optimizer))(state, constants)
+        algorithm = dataclasses.replace(algorithm, lora=dataclasses.replace(algorithm.lora, dropout=0.0))
+        state, metrics = jax.jit(step_of(algorithm, optimizer))(state, constants)
         out.append((metrics, state.trainable))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *out)
 
@@ -202,13 +204,16 @@ def compare_devices():
     def placed(tree):
         return jax.device_put(tree, meshes.shardings(tree, mesh))
 
-    split = constants.replace(params=placed(constants.params))
     out = []
-    for rows, carry, kept in [(None, state, constants), (meshes.rows_sharding(mesh), placed(state), split)]:
-        step = jax.jit(make_step(algorithm, optimizer, rows))
-        for _ in range(2):
-            carry, metrics = step(carry, kept)
-        out.append(to_host((carry, metrics)))
+    for own, carry, kept in [
+        (contextlib.nullcontext(), state, constants),
+        (jax.set_mesh(mesh), placed(state), constants.replace(base=placed(constants.base))),
+    ]:
+        with own:
+            step = jax.jit(step_of(algorithm, optimizer))
+            for _ in range(2):
+                carry, metrics = step(carry, kept)
+            out.append(to_host((carry, metrics)))
     assert len(carry.trainable.lora.layers["q"]["a"].sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *out)
 
@@ -219,7 +224,7 @@ def test_eight_devices_make_the_step_of_one():
         [sys.executable, "-c", "import test_step; test_step.compare_devices()"],
         env=os.environ
         | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}",
             "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
         },
         capture_output=True,
@@ -232,20 +237,20 @@ def test_eight_devices_make_the_step_of_one():
 def test_what_the_host_adds_is_part_of_the_reward():
     """Two halves with the host between them are the one step, its stored rewards raised by what the host says."""
     algorithm, optimizer, constants, state = build()
-    collect, update = make_step_halves(algorithm, optimizer)
+    collect, update = make_step_halves(algorithm, optimizer, algorithm.config.discovery_steps)
     asked = []
 
     def host_reward(example_id, rollout):
         asked.append((example_id, rollout))
         return np.full(rollout.completion.shape, 3.0)
 
-    whole, _ = jax.jit(make_step(algorithm, optimizer))(state, constants)
+    whole, _ = jax.jit(step_of(algorithm, optimizer))(state, constants)
     halves, _ = hosted_step(jax.jit(collect), host_reward, jax.jit(update))(state, constants)
     ((example_id, rollout),) = asked
     assert len(example_id) == len(rollout.completion) == 4 * algorithm.config.fresh_samples
     assert len(set(example_id.tolist())) == 4
-    filled = np.asarray(whole.replay.filled)
+    filled = np.asarray(whole.memory.filled)
     assert filled.any()
     np.testing.assert_allclose(
-        np.asarray(halves.replay.log_reward)[filled], np.asarray(whole.replay.log_reward)[filled] + 3.0, rtol=1e-6
+        np.asarray(halves.memory.log_reward)[filled], np.asarray(whole.memory.log_reward)[filled] + 3.0, rtol=1e-6
     )

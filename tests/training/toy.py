@@ -88,8 +88,8 @@ def make_run(
 if __name__ == "__main__":
     import logging
 
+    from gfn_jax.commands.train import in_cluster, join_cluster
     from gfn_jax.errors import TrainingStopped
-    from gfn_jax.launch import in_cluster, join_cluster
     from gfn_jax.training.loop import train
     from gfn_jax.training.mesh import MeshConfig, make_mesh, place, replicated
 
