@@ -21,17 +21,17 @@ import numpy as np
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
 from gfn_jax.runs.defaults import gflownet_config
-from gfn_jax.runs.tasks import TaskEntry
-from gfn_jax.sections import Count, Nonnegative, section
+from gfn_jax.sections import Count, Nonnegative
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import encode_after, stop_token, token_strings
 from gfn_jax.types import Query
 from gfn_jax.worlds.stories import draw_stories
 
-# 1. The config's section, as a frozen dataclass: a key that is misspelt or missing, and a value out of range, is an
+# 1. The config's sections, as frozen dataclasses: a key that is misspelt or missing, and a value out of range, is an
 # error (`gfn_jax/sections.py`: Count is a whole number of at least 1).
 
 
@@ -42,6 +42,14 @@ class SentenceConfig:
     words: Count
     penalty: Nonnegative
     max_length: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceEvaluationConfig:
+    """Steps between two measurements, and the sentences that are sampled for each story then."""
+
+    every: Count
+    samples: Count
 
 
 # 2. The reward. A prefix's log R must be computed for all prefixes at once, under jit: [B, T].
@@ -55,11 +63,11 @@ class WordCount:
     words: int
     penalty: float
 
-    def prepare(self, params):
+    def prepare(self, model):
         """What the run keeps on the device."""
         return jnp.asarray(self.begins_word, jnp.int32)
 
-    def log_reward(self, params, prepared, query, rollout):
+    def log_reward(self, model, prepared, query, rollout):
         """[B, T] in nats: the first t tokens count for state t."""
         begun = jnp.where(rollout.token_mask, prepared[rollout.completion], 0)
         counted = jnp.cumsum(begun, axis=1) - begun
@@ -108,7 +116,7 @@ class Sentences:
         strings = token_strings(self.tokenizer)
         begins[: len(strings)] = [text.strip().isalpha() and text.startswith(" ") for text in strings]
         count = WordCount(begins, self.config.words, self.config.penalty)
-        return Product((PosteriorReward(model), count), (1.0, 1.0))
+        return Product((PosteriorReward(), count), (1.0, 1.0))
 
     def seeds(self):
         """The buffer starts empty."""
@@ -126,54 +134,56 @@ class Sentences:
 class SentenceEvaluator:
     """The share of sampled sentences that have the length."""
 
-    model: object
     task: Sentences
-    every: Count
-    samples: Count
+    config: SentenceEvaluationConfig
 
     best_metric = "exact"
 
-    def sample(self, params, lora):
+    @property
+    def every(self):
+        """Steps between two measurements."""
+        return self.config.every
+
+    def sample(self, model):
         """Sentences [20][samples] for the test stories."""
         task = self.task
         found = sample_completions(
-            self.model,
-            params,
-            lora,
+            model,
             task.queries("test").prompt,
-            task.constraint(training=False),
-            task.environment,
+            Rules(task.constraint(training=False), task.environment),
             jax.random.key(0),
-            self.samples,
+            self.config.samples,
             temperature=1.0,
             batch=20,
         )
         return [[task.decode(ids) for ids in row] for row in found]
 
-    def validate(self, params, lora) -> dict[str, float]:
+    def validate(self, model) -> dict[str, float]:
         """`exact` in percent, and the mean number of `words`."""
-        counts = np.asarray([[len(text.split()) for text in row] for row in self.sample(params, lora)])
+        counts = np.asarray([[len(text.split()) for text in row] for row in self.sample(model)])
         return {"exact": float(100 * (counts == self.task.config.words).mean()), "words": float(counts.mean())}
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """For a line of progress."""
         return f"exact {validated['exact']:.0f} %"
 
-    def report(self, params, lora) -> Findings:
+    def report(self, model) -> Findings:
         """The base, the policy, and a few of its sentences."""
-        found = {"base": self.validate(params, None), "metrics": self.validate(params, lora)}
+        found = {"base": self.validate(model.base), "metrics": self.validate(model)}
         rows = [(name, values["exact"], values["words"]) for name, values in found.items()]
-        sentences = [row[0] for row in self.sample(params, lora)[:5]]
+        sentences = [row[0] for row in self.sample(model)[:5]]
         return Findings(found, "\n".join([table(("", "exact, %", "words"), rows), "", *sentences]))
 
 
-# 5. The entry that `config.task` names, and the config.
+# 5. The entry that `config.task` names, and the config. The task is made from `config.sentence` as a SentenceConfig,
+# the evaluator from `config.evaluation`; it has no use for the temperature that the reward ends at.
 
 TASK = TaskEntry(
-    task=lambda config, tokenizer, model: Sentences(
-        section(SentenceConfig, config, "sentence"), tokenizer, model.vocab_size
-    ),
-    evaluator=lambda config, task, model: section(SentenceEvaluator, config, "evaluation", model=model, task=task),
+    section="sentence",
+    config=SentenceConfig,
+    evaluation=SentenceEvaluationConfig,
+    task=lambda config, tokenizer, model: Sentences(config, tokenizer, model.vocab_size),
+    evaluator=lambda config, task, model, temperature: SentenceEvaluator(task, config),
     stand_in="tiny-stories",
 )
 

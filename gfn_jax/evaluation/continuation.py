@@ -11,28 +11,26 @@ which is 0 exactly where q is proportional to p^(1/T).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
 from gfn_jax.evaluation.report import Findings, table
-from gfn_jax.evaluation.rows import gather, parts, spread
+from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
-from gfn_jax.policy.score import score
+from gfn_jax.evaluation.scoring import Scorer, padded
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Constraint, Rules
 from gfn_jax.policy.search import Beam, Nucleus, search
-from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural, Nonnegative, Range, Seed, Temperature
-from gfn_jax.types import Params, Query, Tokens
+from gfn_jax.types import Query, Tokens
 
 Samples = list[list[list[int]]]
 
@@ -92,14 +90,12 @@ class ContinuationEvaluator:
     """Writes sentences in many ways and measures them all alike.
 
     Attributes:
-        model: the base's shape.
         task: prompts and constraint.
         config: what is compared.
         temperature: T that the reward ends at, to measure the balance with.
         split: whose prompts.
     """
 
-    model: ModelConfig
     task: Sentences
     config: ContinuationEvaluationConfig
     temperature: float
@@ -116,37 +112,35 @@ class ContinuationEvaluator:
         return self.config.every
 
     @functools.cached_property
-    def constraint(self) -> Constraint:
-        """What may be written."""
-        return self.task.constraint(training=False)
+    def scorer(self) -> Scorer:
+        """Log q of given sentences, and log p_LM(Z stop | X) as their reward."""
+        rules = Rules(self.task.constraint(training=False), NoTool())
+        return Scorer(PosteriorReward(), rules, self.config.batch)
 
     def query(self, count: int) -> Query:
         """The first `count` prompts (0: all)."""
         query = self.task.queries(self.split)
         return jax.tree.map(lambda x: x[:count], query) if count else query
 
-    def sample(self, params: Params, lora: Lora | None, query: Query, temperature: float = 1.0) -> Samples:
-        """Sentences of the base (`lora` None) or of a policy."""
+    def sample(self, model: LanguageModel, query: Query, temperature: float = 1.0) -> Samples:
+        """Sentences that a model writes; one a prompt at temperature 0."""
         config = self.config
-        key = jax.random.key(config.seed)
         samples = config.samples if temperature > 0 else 1
-        return sample_completions(
-            self.model, params, lora, query.prompt, self.constraint, NoTool(), key, samples, temperature, config.batch
-        )
+        key = jax.random.key(config.seed)
+        return sample_completions(model, query.prompt, self.scorer.rules, key, samples, temperature, config.batch)
 
-    def search(self, params: Params, query: Query, strategy: Nucleus | Beam) -> Samples:
+    def search(self, base: LanguageModel, query: Query, strategy: Nucleus | Beam) -> Samples:
         """Sentences that nucleus sampling or a beam search of the base gives."""
+        config, constraint = self.config, self.scorer.rules.constraint
         found: Samples = []
-        for number, (part, count) in enumerate(parts(query, self.config.batch, params)):
-            key = jax.random.fold_in(jax.random.key(self.config.seed), number)
-            completion, length, _ = gather(
-                _search(self.model, params, None, part.prompt, self.constraint, strategy, self.config.samples, key)
-            )
+        for number, (part, count) in enumerate(parts(query, config.batch, base)):
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            completion, length, _ = gather(_search(base, part.prompt, constraint, strategy, config.samples, key))
             groups = zip(completion[:count], length[:count])
             found += [[row[:n].tolist() for row, n in zip(*group)] for group in groups]
         return found
 
-    def measure(self, params: Params, lora: Lora | None, query: Query, samples: Samples) -> dict[str, float]:
+    def measure(self, model: LanguageModel, query: Query, samples: Samples) -> dict[str, float]:
         """What one way of writing gives, averaged over prompts; logarithms in nats.
 
         Returns:
@@ -154,20 +148,10 @@ class ContinuationEvaluator:
             `log_policy_max`, `log_policy_mean` (log q), `balance_spread`, `length`, `diversity`, `distinct_1`,
             `distinct_2`, `unique` (the share of different sentences).
         """
-        width = len(samples[0])
-        log_p, log_q, embeddings = [], [], []
-        size = self.config.batch
-        for begin, (part, count) in zip(range(0, len(samples), size), parts(query, size, params)):
-            group = [samples[begin + min(i, count - 1)] for i in range(len(part.example_id))]
-            completion, length = self._padded([row for rows in group for row in rows])
-            written = spread((completion, length), params)
-            base, policy = gather(_log_probs(self.model, params, lora, part, *written, self.constraint))
-            log_p.append(base.reshape(-1, width)[:count])
-            log_q.append(policy.reshape(-1, width)[:count])
-            hidden = self._embed(params, completion, length)
-            embeddings.append(hidden.reshape(-1, width, hidden.shape[-1])[:count])
-        base, policy = np.concatenate(log_p), np.concatenate(log_q)
-        lengths = np.array([[len(row) for row in rows] for rows in samples])
+        ids, lengths = padded(samples, self.scorer.rules.constraint)
+        base = self.scorer.log_reward(model.base, query, ids, lengths)
+        policy = self.scorer.log_policy(model, query.prompt, ids, lengths)
+        embeddings = self._embeddings(model.base, ids, lengths)
         return {
             "log_likelihood_max": float(base.max(1).mean()),
             "log_likelihood_mean": float(base.mean()),
@@ -176,44 +160,45 @@ class ContinuationEvaluator:
             "log_policy_mean": float(policy.mean()),
             "balance_spread": float(np.mean(np.std(base / self.temperature - policy, axis=1))),
             "length": float(lengths.mean()),
-            "diversity": float(mean_pairwise_distance(np.concatenate(embeddings)).mean()),
+            "diversity": float(mean_pairwise_distance(embeddings).mean()),
             "distinct_1": float(np.mean([distinct(rows, 1) for rows in samples])),
             "distinct_2": float(np.mean([distinct(rows, 2) for rows in samples])),
             "unique": float(np.mean([len({tuple(row) for row in rows}) / len(rows) for rows in samples])),
         }
 
-    def methods(self, params: Params, lora: Lora | None, query: Query) -> dict[str, Callable[[], Samples]]:
+    def methods(self, model: LanguageModel, query: Query) -> dict[str, Callable[[], Samples]]:
         """Name in `results.json` -> how it writes; `metrics` is the policy, `base` ancestral sampling of the base."""
         config = self.config
-        out: dict[str, Callable[[], Samples]] = {"metrics": lambda: self.sample(params, lora, query)}
-        out["base"] = lambda: self.sample(params, None, query)
+        out: dict[str, Callable[[], Samples]] = {"metrics": lambda: self.sample(model, query)}
+        base = model.base
+        out["base"] = lambda: self.sample(base, query)
         for temperature in config.temperatures:
             if temperature != 1.0:
-                out[f"tempered_{temperature:g}"] = functools.partial(self.sample, params, None, query, temperature)
+                out[f"tempered_{temperature:g}"] = functools.partial(self.sample, base, query, temperature)
         for top_p in config.nucleus:
-            out[f"nucleus_{top_p:g}"] = functools.partial(self.search, params, query, Nucleus(top_p))
+            out[f"nucleus_{top_p:g}"] = functools.partial(self.search, base, query, Nucleus(top_p))
         if config.beams:
             diverse = Beam(config.diverse_groups, config.diverse_penalty)
-            out["greedy"] = functools.partial(self.sample, params, None, query, 0.0)
-            out["beam"] = functools.partial(self.search, params, query, Beam())
-            out["diverse_beam"] = functools.partial(self.search, params, query, diverse)
+            out["greedy"] = functools.partial(self.sample, base, query, 0.0)
+            out["beam"] = functools.partial(self.search, base, query, Beam())
+            out["diverse_beam"] = functools.partial(self.search, base, query, diverse)
         return out
 
-    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """The policy alone, on a few prompts."""
         query = self.query(self.config.prompts)
-        return self.measure(params, lora, query, self.sample(params, lora, query))
+        return self.measure(model, query, self.sample(model, query))
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """Likelihood and diversity."""
         shown = ("log_likelihood_max", "log_likelihood_mean", "diversity")
         return "log p max {:.2f} mean {:.2f} diversity {:.3f}".format(*(validated[name] for name in shown))
 
-    def report(self, params: Params, lora: Lora | None) -> Findings:
+    def report(self, model: LanguageModel) -> Findings:
         """All methods on all prompts."""
         query = self.query(0)
-        written = {name: write() for name, write in self.methods(params, lora, query).items()}
-        found = {name: self.measure(params, lora, query, samples) for name, samples in written.items()}
+        written = {name: write() for name, write in self.methods(model, query).items()}
+        found = {name: self.measure(model, query, samples) for name, samples in written.items()}
         return Findings(found, self.page(found, written))
 
     def page(self, found: Mapping[str, Mapping[str, float]], written: Mapping[str, Samples]) -> str:
@@ -240,25 +225,24 @@ class ContinuationEvaluator:
                 lines += [f"    {names[name]}: {sentence}." for sentence in sentences]
         return "\n".join(lines)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
-        completion = np.full((len(rows), self.constraint.horizon), self.constraint.stop_id, np.int32)
-        for padded, row in zip(completion, rows):
-            padded[: len(row)] = row
-        return completion, np.array([len(row) for row in rows], np.int32)
-
-    def _embed(
-        self, params: Params, completion: Int[np.ndarray, "B T"], length: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B E"]:
+    def _embeddings(
+        self, base: LanguageModel, ids: Int[np.ndarray, "M N T"], lengths: Int[np.ndarray, "M N"]
+    ) -> Float[np.ndarray, "M N E"]:
         """Embeddings of Z with its full stop."""
         if self._encoder is not None:
-            texts = [self.task.decode(row[:n].tolist()).strip() + "." for row, n in zip(completion, length)]
-            return self._encoder.embed(texts)
-        begin = self.task.begin_ids  # what stands before a prompt, so before a sentence read by itself
-        ids = np.concatenate([np.tile(np.array(begin, np.int32), (len(completion), 1)), completion], axis=1)
-        real = np.arange(ids.shape[1]) <= len(begin) + length[:, None]
-        pooled = real & (np.arange(ids.shape[1]) >= len(begin))
-        ids, real, pooled = spread((ids, real, pooled), params)
-        return gather(mean_hidden_states(self.model, params, Tokens(ids, real), pooled))
+            written = zip(ids.reshape(-1, ids.shape[-1]), lengths.ravel())
+            texts = [self.task.decode(row[:n].tolist()).strip() + "." for row, n in written]
+            return self._encoder.embed(texts).reshape(*lengths.shape, -1)
+        begin = np.array(self.task.begin_ids, np.int32)  # what stands before a prompt, so before a sentence by itself
+        found = []
+        for (part, length), count in parts((ids, lengths), self.config.batch, base):
+            rows = jnp.asarray(part).reshape(-1, part.shape[-1])
+            rows = jnp.concatenate([jnp.broadcast_to(begin, (len(rows), len(begin))), rows], axis=1)
+            columns = jnp.arange(rows.shape[1])
+            real = columns <= len(begin) + length.reshape(-1, 1)
+            hidden = gather(mean_hidden_states(base, Tokens(rows, real), real & (columns >= len(begin))))
+            found.append(hidden.reshape(*length.shape, -1)[:count])
+        return np.concatenate(found)
 
     @functools.cached_property
     def _encoder(self) -> SentenceEncoder | None:
@@ -278,23 +262,4 @@ COLUMNS = (
     ("unique", "unique", 2),
 )
 
-_search = jax.jit(search, static_argnums=(0, 6))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_probs(
-    model: ModelConfig,
-    params: Params,
-    lora: Lora | None,
-    query: Query,
-    completion: Int[Array, "B T"],
-    length: Int[Array, " B"],
-    constraint: Constraint,
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Log p_LM(Z stop | X) under the base and log q(Z stop | X) under the policy."""
-    rollout = teacher_force(completion, length, constraint, NoTool())
-    reward = PosteriorReward(model)
-    log_reward = reward.log_reward(params, reward.prepare(params), query, rollout)
-    log_p = jnp.take_along_axis(log_reward, length[:, None], axis=1)[:, 0]
-    log_q = score(model, params, lora, query.prompt, rollout, constraint).log_pf.sum(1)
-    return log_p, log_q
+_search = jax.jit(search, static_argnums=4)

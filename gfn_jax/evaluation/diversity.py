@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfn_jax.models import decoder
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.types import Params, Tokens
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.types import Tokens
 
 
 def mean_pairwise_distance(embeddings: Float[np.ndarray, "M N E"]) -> Float[np.ndarray, " M"]:
@@ -40,10 +40,10 @@ def distinct(completions: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def mean_hidden_states(config: ModelConfig, params: Params, text: Tokens, pooled: Array) -> Float[Array, "B E"]:
+@jax.jit
+def mean_hidden_states(model: LanguageModel, text: Tokens, pooled: Array) -> Float[Array, "B E"]:
     """The mean over `pooled` ([B, S]) of the base's last hidden states, each text read by itself."""
-    hidden, _ = decoder.prefill(config, params, None, text)
+    hidden, _ = decoder.prefill(model, text)
     weight = (text.mask & pooled).astype(jnp.float32)[..., None]
     return (hidden.astype(jnp.float32) * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 

@@ -20,13 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfn_jax.algorithms.gflownet import Constants
 from gfn_jax.environments import NoTool
-from gfn_jax.interfaces import Environment
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora, LoraConfig
-from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import LoraConfig
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import TableReward
@@ -36,7 +35,7 @@ from gfn_jax.types import Params, Query, Rollout, Tokens, Trajectory
 MOST_COMPLETIONS = 200_000
 
 
-def enumerate_completions(constraint: Constraint, environment: Environment) -> Rollout:
+def enumerate_completions(rules: Rules) -> Rollout:
     """Every completion of min_length to max_length tokens, shortest first, in order within a length.
 
     With min_length 0 the order is `TableReward`'s. The tool must write nothing and let Z end anywhere.
@@ -44,6 +43,7 @@ def enumerate_completions(constraint: Constraint, environment: Environment) -> R
     Raises:
         ValueError: there are more than `MOST_COMPLETIONS`.
     """
+    constraint = rules.constraint
     tokens = np.asarray(constraint.token_ids)[~np.asarray(constraint.is_stop)].tolist()
     lengths = range(constraint.min_length, constraint.max_length + 1)
     count = sum(len(tokens) ** length for length in lengths)
@@ -52,26 +52,18 @@ def enumerate_completions(constraint: Constraint, environment: Environment) -> R
     listed = [z for length in lengths for z in itertools.product(tokens, repeat=length)]
     stops = (constraint.stop_id,) * constraint.horizon
     completion = jnp.array([(*z, *stops)[: constraint.horizon] for z in listed], jnp.int32)
-    return teacher_force(completion, jnp.array([len(z) for z in listed]), constraint, environment)
+    return teacher_force(completion, jnp.array([len(z) for z in listed]), rules)
 
 
-def log_policy(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
-    prompt: Tokens,
-    completions: Rollout,
-    constraint: Constraint,
-) -> Float[Array, " S"]:
+def log_policy(model: LanguageModel, prompt: Tokens, completions: Rollout, rules: Rules) -> Float[Array, " S"]:
     """Log q(Z stop) in nats of each listed completion, given one prompt ([1, P]); exp of it sums to 1."""
-    return score(config, params, lora, prompt, completions, constraint).log_pf.sum(axis=1)
+    return score(model, prompt, completions, rules).log_pf.sum(axis=1)
 
 
 def log_target(trajectory: Trajectory, temperature: Float[Array, ""] | float = 1.0) -> Float[Array, " S"]:
     """Log of R(Z)^(1/T), normalised over the listed completions, in nats."""
     rollout = trajectory.rollout
-    stop = rollout.action_mask & ~rollout.token_mask
-    return jax.nn.log_softmax(jnp.where(stop, trajectory.log_reward, 0.0).sum(axis=1) / temperature)
+    return jax.nn.log_softmax(jnp.where(rollout.stop, trajectory.log_reward, 0.0).sum(axis=1) / temperature)
 
 
 def divergences(log_q: Float[Array, " S"], log_p: Float[Array, " S"]) -> dict[str, Float[Array, ""]]:
@@ -95,14 +87,12 @@ class World:
     """One query, a random decoder, and the table of the rewards of everything it can write.
 
     Attributes:
-        model: the decoder's shape.
         lora: a full-rank adapter on every projection and the head.
         reward: log R by completion.
         constants: what a training step needs.
         completions: all of them, in the table's order.
     """
 
-    model: ModelConfig
     lora: LoraConfig
     reward: TableReward
     constants: Constants
@@ -110,16 +100,13 @@ class World:
 
     def log_target(self, temperature: float = 1.0) -> Float[Array, " S"]:
         """The distribution to be learnt, as logarithms."""
-        log_reward = self.reward.log_reward(
-            self.constants.params, self.constants.prepared, self.constants.queries, self.completions
-        )
+        constants = self.constants
+        log_reward = self.reward.log_reward(constants.base, constants.prepared, constants.queries, self.completions)
         return log_target(Trajectory(rollout=self.completions, log_reward=log_reward), temperature)
 
-    def log_policy(self, lora: Lora | None) -> Float[Array, " S"]:
-        """The policy's exact distribution, as logarithms."""
-        constants = self.constants
-        prompt = constants.queries.prompt
-        return log_policy(self.model, constants.params, lora, prompt, self.completions, constants.constraint)
+    def log_policy(self, model: LanguageModel) -> Float[Array, " S"]:
+        """A policy's exact distribution, as logarithms."""
+        return log_policy(model, self.constants.queries.prompt, self.completions, self.constants.rules)
 
 
 def random_world(
@@ -132,7 +119,7 @@ def random_world(
     """
     weights, rewards, root = jax.random.split(key, 3)
     stop, begin = arity, arity + 1
-    model = ModelConfig(
+    shape = ModelConfig(
         vocab_size=arity + 2,
         width=width,
         num_layers=layers,
@@ -143,23 +130,23 @@ def random_world(
         max_positions=max_length + 2,
         rotary_dim=width // 4,
     )
-    constraint = make_constraint(model.vocab_size, stop, max_length, token_ids=np.arange(arity))
-    completions = enumerate_completions(constraint, NoTool())
+    constraint = make_constraint(shape.vocab_size, stop, max_length, token_ids=np.arange(arity))
+    rules = Rules(constraint, NoTool())
+    completions = enumerate_completions(rules)
     table = reward_scale * jax.random.normal(rewards, (completions.completion.shape[0],))
     reward = TableReward(table, arity)
-    params = jax.jit(lambda key: unit_gain(decoder.init_params(key, model)))(weights)
+    base = LanguageModel(shape, jax.jit(lambda key: unit_gain(decoder.init_params(key, shape)))(weights))
     prompt = Tokens(ids=jnp.full((1, 1), begin), mask=jnp.ones((1, 1), bool))
     constants = Constants(
-        params=params,
-        prepared=reward.prepare(params),
+        base=base,
+        prepared=reward.prepare(base),
         queries=Query(example_id=jnp.arange(1), prompt=prompt, context=prompt, answer=prompt),
         query_log_weight=jnp.zeros(1),
-        constraint=constraint,
-        environment=NoTool(),
+        rules=rules,
         root=root,
     )
-    lora = LoraConfig(rank=width, alpha=width, targets=(*model.projections, "head"))
-    return World(model=model, lora=lora, reward=reward, constants=constants, completions=completions)
+    lora = LoraConfig(rank=width, alpha=width, targets=(*shape.projections, "head"))
+    return World(lora=lora, reward=reward, constants=constants, completions=completions)
 
 
 def unit_gain(params: Params) -> Params:

@@ -15,17 +15,17 @@ import jax
 import numpy as np
 
 from gfn_jax.environments import NoTool
-from gfn_jax.evaluation.infilling_exact import Listed, Scorer, distances, divergence, list_sentences, log_posterior
+from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.evaluation.scoring import Scorer, padded
 from gfn_jax.evaluation.text_metrics import BertScore, bleu, gleu
 from gfn_jax.interfaces import Reward
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Constraint, Rules
 from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
-from gfn_jax.types import Params, Query, Tokens
+from gfn_jax.types import Query, Tokens
 
 Samples = list[list[list[int]]]
 
@@ -95,8 +95,6 @@ class Infills(Protocol):
 
     def constraint(self, training: bool = True) -> Constraint: ...
 
-    def reward(self, model: ModelConfig) -> Reward: ...
-
     def candidates(self, split: str, example: int) -> dict[tuple[int, ...], float]: ...
 
     def decode(self, ids: list[int]) -> str: ...
@@ -107,14 +105,14 @@ class InfillingEvaluator:
     """Measures policies on a split's first stories.
 
     Attributes:
-        model: the shape of base and policy.
         task: the stories.
+        reward: log R.
         config: what is measured.
         temperature: T that the reward ends at.
     """
 
-    model: ModelConfig
     task: Infills
+    reward: Reward
     config: InfillingEvaluationConfig
     temperature: float
     # The base's log posterior by split: the base never changes, and it takes longer than the policy's side.
@@ -145,14 +143,15 @@ class InfillingEvaluator:
     @functools.cached_property
     def scorer(self) -> Scorer:
         """Log q and log R of given sentences."""
-        return Scorer(self.model, self.task.reward(self.model), self.task.constraint(False), self.config.batch)
+        rules = Rules(self.task.constraint(False), NoTool())
+        return Scorer(self.reward, rules, self.config.batch)
 
     @functools.cached_property
     def listed(self) -> dict[str, Listed]:
         """By split, the sentences that the generator could write; empty for stories that are not generated."""
         if not self.task.candidates("test", 0):
             return {}
-        horizon = self.scorer.constraint.horizon
+        horizon = self.scorer.rules.constraint.horizon
         return {
             split: list_sentences(self.task, split, self._count(split), horizon) for split in ("validation", "test")
         }
@@ -167,39 +166,36 @@ class InfillingEvaluator:
         """The first stories of a split."""
         return jax.tree.map(lambda x: x[: self._count(split)], self.task.queries(split))
 
-    def posterior(self, params: Params, split: str) -> np.ndarray:
+    def posterior(self, base: LanguageModel, split: str) -> np.ndarray:
         """[M, K] the base's log posterior over the listed sentences."""
         if split not in self._posteriors:
             listed = self.listed[split]
-            log_reward = self.scorer.log_reward(params, self.query(split), listed.ids, listed.lengths)
+            log_reward = self.scorer.log_reward(base, self.query(split), listed.ids, listed.lengths)
             self._posteriors[split] = log_posterior(log_reward, listed.mask, self.temperature)
         return self._posteriors[split]
 
-    def exact(self, params: Params, lora: Lora | None, split: str, prompt: Tokens) -> dict[str, float]:
+    def exact(self, model: LanguageModel, split: str, prompt: Tokens) -> dict[str, float]:
         """What `infilling_exact.distances` says of a writer who is told `prompt`."""
         listed = self.listed[split]
-        log_q = self.scorer.log_policy(params, lora, prompt, listed.ids, listed.lengths)
-        return distances(log_q, self.posterior(params, split), listed)
+        log_q = self.scorer.log_policy(model, prompt, listed.ids, listed.lengths)
+        return distances(log_q, self.posterior(model.base, split), listed)
 
-    def sample(self, params: Params, lora: Lora | None, prompt: Tokens, samples: int, temperature: float) -> Samples:
+    def sample(self, model: LanguageModel, prompt: Tokens, samples: int, temperature: float) -> Samples:
         """Sentences of a writer who is told `prompt`."""
         key = jax.random.key(self.config.seed)
-        constraint, batch = self.scorer.constraint, self.config.batch
-        return sample_completions(
-            self.model, params, lora, prompt, constraint, NoTool(), key, samples, temperature, batch
-        )
+        return sample_completions(model, prompt, self.scorer.rules, key, samples, temperature, self.config.batch)
 
-    def likelihood(self, params: Params, split: str, samples: Samples) -> np.ndarray:
+    def likelihood(self, base: LanguageModel, split: str, samples: Samples) -> np.ndarray:
         """[M, N] log p_LM(Z Y | X) in nats."""
-        return self.scorer.log_reward(params, self.query(split), *padded(samples, self.scorer.constraint))
+        return self.scorer.log_reward(base, self.query(split), *padded(samples, self.scorer.rules.constraint))
 
-    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """The exact measures of generated stories; of others the mean log p_LM(Z Y | X) of samples, and GLEU-4."""
         query = self.query("validation")
         if self.listed:
-            return self.exact(params, lora, "validation", query.prompt)
-        samples = self.sample(params, lora, query.prompt, self.config.samples, self.config.temperature)
-        return self.text_metrics(params, "validation", samples)
+            return self.exact(model, "validation", query.prompt)
+        samples = self.sample(model, query.prompt, self.config.samples, self.config.temperature)
+        return self.text_metrics(model.base, "validation", samples)
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """The same for a line of progress."""
@@ -207,7 +203,7 @@ class InfillingEvaluator:
             return f"validation KL {validated['kl']:.3f} nats, consistent {validated['consistency']:.0f} %"
         return f"validation log R {validated['log_reward']:.2f}, GLEU-4 {validated['gleu_4']:.2f}"
 
-    def text_metrics(self, params: Params, split: str, samples: Samples) -> dict[str, float]:
+    def text_metrics(self, base: LanguageModel, split: str, samples: Samples) -> dict[str, float]:
         """Against the authors' sentences."""
         stories = self.task.splits[split][: len(samples)]
         texts = [[self.task.decode(row).strip() + "." for row in rows] for rows in samples]
@@ -216,7 +212,7 @@ class InfillingEvaluator:
         found = {
             "bleu_4": bleu(written, references),
             "gleu_4": gleu(written, references),
-            "log_reward": float(self.likelihood(params, split, samples).mean()),
+            "log_reward": float(self.likelihood(base, split, samples).mean()),
             "distinct": 100 * float(np.mean([len(set(rows)) / len(rows) for rows in texts])),
             "length": float(np.mean([len(row) for rows in samples for row in rows])),
         }
@@ -228,20 +224,20 @@ class InfillingEvaluator:
         """The judge's mean score, if there is a judge."""
         return {} if self._judge is None else self._judge.mean_score(stories)
 
-    def report(self, params: Params, lora: Lora | None) -> Findings:
+    def report(self, model: LanguageModel) -> Findings:
         """All writers on the test stories."""
         query, stories = self.query("test"), self.task.splits["test"][: self._count("test")]
         writers = {
-            "base": (None, query.prompt),
-            "base_continuation": (None, query.context),
-            "metrics": (lora, query.prompt),
+            "base": (model.base, query.prompt),
+            "base_continuation": (model.base, query.context),
+            "metrics": (model, query.prompt),
         }
         found: dict[str, dict[str, Any]] = {}
-        for name, (adapter, prompt) in writers.items():
-            samples = self.sample(params, adapter, prompt, self.config.samples, self.config.temperature)
+        for name, (writer, prompt) in writers.items():
+            samples = self.sample(writer, prompt, self.config.samples, self.config.temperature)
             found[name] = {
-                **(self.exact(params, adapter, "test", prompt) if self.listed else {}),
-                **self.text_metrics(params, "test", samples),
+                **(self.exact(writer, "test", prompt) if self.listed else {}),
+                **self.text_metrics(model.base, "test", samples),
                 **self.judged(
                     [
                         story.story(self.task.decode(row))
@@ -251,22 +247,22 @@ class InfillingEvaluator:
                 ),
             }
         if self.listed:
-            found["posterior"] = self.posterior_facts(params)
+            found["posterior"] = self.posterior_facts(model.base)
         if self._judge is not None:
             found["reference"] = self.judged([story.story(story.middle.removesuffix(".")) for story in stories])
         rounded = {name: {key: round(value, 4) for key, value in values.items()} for name, values in found.items()}
         return Findings(rounded, self._page(rounded, samples))
 
-    def posterior_facts(self, params: Params) -> dict[str, float]:
+    def posterior_facts(self, base: LanguageModel) -> dict[str, float]:
         """Of the target itself: how spread it is, how far from the generator's, what lies outside the list.
 
         `unlisted` is estimated with sentences Z' ~ q' that the base writes after X, weighted by R(Z') / q'(Z').
         """
-        listed, log_p, query = self.listed["test"], self.posterior(params, "test"), self.query("test")
-        samples = self.sample(params, None, query.context, UNLISTED_SAMPLES, 1.0)
-        ids, lengths = padded(samples, self.scorer.constraint)
-        log_q = self.scorer.log_policy(params, None, query.context, ids, lengths)
-        log_weight = self.scorer.log_reward(params, query, ids, lengths) / self.temperature - log_q
+        listed, log_p, query = self.listed["test"], self.posterior(base, "test"), self.query("test")
+        samples = self.sample(base, query.context, UNLISTED_SAMPLES, 1.0)
+        ids, lengths = padded(samples, self.scorer.rules.constraint)
+        log_q = self.scorer.log_policy(base, query.context, ids, lengths)
+        log_weight = self.scorer.log_reward(base, query, ids, lengths) / self.temperature - log_q
         weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
         known = np.array(
             [
@@ -317,12 +313,3 @@ class InfillingEvaluator:
             f"  {story.beginning} [{self.task.decode(rows[0]).strip()}.] {story.ending}"
             for story, rows in list(zip(stories, samples))[:count]
         ]
-
-
-def padded(samples: Samples, constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
-    """[M, N, T] tokens, filled up with the stop, and [M, N] lengths."""
-    ids = np.full((len(samples), len(samples[0]), constraint.horizon), constraint.stop_id, np.int32)
-    for m, rows in enumerate(samples):
-        for n, row in enumerate(rows):
-            ids[m, n, : len(row)] = row
-    return ids, np.array([[len(row) for row in rows] for rows in samples], np.int32)

@@ -11,24 +11,10 @@ unlisted sentences makes larger; consistency = sum_k q(Z_k) [g(Z_k) > 0]; listed
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
-
-from gfn_jax.environments import NoTool
-from gfn_jax.evaluation.rows import gather, parts
-from gfn_jax.interfaces import Reward
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
-from gfn_jax.policy.score import score
-from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.types import Params, Query, Rollout, Tokens
+from jaxtyping import Bool, Float
 
 
 class Enumerable(Protocol):
@@ -60,68 +46,6 @@ def list_sentences(task: Enumerable, split: str, stories: int, horizon: int) -> 
         ids[example, len(table) :], lengths[example, len(table) :] = ids[example, 0], lengths[example, 0]
     mask = np.arange(most) < np.array([len(table) for table in tables])[:, None]
     return Listed(ids, lengths, mask, generator)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scorer:
-    """Log q and log R of given completions, in batches of one shape.
-
-    Attributes:
-        model: the shape of base and policy.
-        reward: log R.
-        constraint: what may be written.
-        batch: stories at once.
-    """
-
-    model: ModelConfig
-    reward: Reward
-    constraint: Constraint
-    batch: int
-
-    def log_policy(
-        self, params: Params, lora: Lora | None, prompt: Tokens, ids: np.ndarray, lengths: np.ndarray
-    ) -> Float[np.ndarray, "M K"]:
-        """Log q(Z stop) of [M, K, T] completions of M prompts, at temperature 1, in nats."""
-        found = [
-            gather(_log_policy(self.model, params, lora, *part, self.constraint))[: count * lengths.shape[1]]
-            for part, count in parts((prompt, ids, lengths), self.batch, params)
-        ]
-        return self._joined(found, lengths.shape)
-
-    def log_reward(
-        self, params: Params, query: Query, ids: np.ndarray, lengths: np.ndarray
-    ) -> Float[np.ndarray, "M K"]:
-        """Log R(Z stop) of the same, untempered."""
-        prepared = self.reward.prepare(params)
-        found = [
-            gather(self._log_reward(params, prepared, *part, self.constraint))[: count * lengths.shape[1]]
-            for part, count in parts((query, ids, lengths), self.batch, params)
-        ]
-        return self._joined(found, lengths.shape)
-
-    @functools.cached_property
-    def _log_reward(self) -> Callable[..., Float[Array, " B"]]:
-        """Compiled once for this reward, which may hold arrays: it is enclosed, since it need not be hashable."""
-
-        @jax.jit
-        def log_reward(params, prepared, query, ids, lengths, constraint) -> Float[Array, " B"]:
-            rollout = _rollout(ids, lengths, constraint)
-            stop = rollout.action_mask & ~rollout.token_mask
-            return jnp.where(stop, self.reward.log_reward(params, prepared, query, rollout), 0.0).sum(axis=1)
-
-        return log_reward
-
-    def _joined(self, found: list[np.ndarray], shape: tuple[int, ...]) -> Float[np.ndarray, "M K"]:
-        return np.concatenate(found).astype(np.float64).reshape(shape)
-
-
-def _rollout(ids: Int[Array, "M K T"], lengths: Int[Array, "M K"], constraint: Constraint) -> Rollout:
-    return teacher_force(ids.reshape(-1, ids.shape[-1]), lengths.reshape(-1), constraint, NoTool())
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_policy(model, params, lora, prompt, ids, lengths, constraint) -> Float[Array, " B"]:
-    return score(model, params, lora, prompt, _rollout(ids, lengths, constraint), constraint).log_pf.sum(axis=1)
 
 
 def log_posterior(

@@ -32,8 +32,8 @@ def entropy(probabilities: Float[np.ndarray, "*rows A"]) -> Float[np.ndarray, "*
     return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))).sum(-1)
 
 
-def posterior_predictive(conditionals: Float[np.ndarray, "M N A"]) -> Float[np.ndarray, "M A"]:
-    """The mean over rationales of p(Y | X Z).
+def posterior_predictive(conditionals: Float[np.ndarray, "..."]) -> Float[np.ndarray, "M A"]:
+    """The mean over rationales of p(Y | X Z), [M, N, A].
 
     Raises:
         ValueError: a question has no rationale, or a row is no distribution.

@@ -29,13 +29,12 @@ from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Constraint, Rules
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import Count, Seed
-from gfn_jax.types import Params, Query, Rollout, Tokens
+from gfn_jax.types import Query, Rollout, Tokens
 
 # Hu et al. 2024, section 2: instruct GPT-J 6B, estimates from samples. For orientation only: another model.
 PAPER = (
@@ -90,18 +89,15 @@ class NumberTask(Protocol):
     def queries(self, split: str) -> Query: ...
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _log_q(
-    model: ModelConfig, params: Params, lora: Lora | None, prompt: Tokens, spelt: Rollout, constraint: Constraint
-) -> Float[Array, " S"]:
-    return score(model, params, lora, prompt, spelt, constraint).log_pf.sum(axis=1)
+@jax.jit
+def _log_q(model: LanguageModel, prompt: Tokens, spelt: Rollout, rules: Rules) -> Float[Array, " S"]:
+    return score(model, prompt, spelt, rules).log_pf.sum(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomNumbersEvaluator:
     """Exact distances to the target, and the sampled estimate beside them."""
 
-    model: ModelConfig
     task: NumberTask
     config: RandomNumbersEvaluationConfig
 
@@ -113,9 +109,9 @@ class RandomNumbersEvaluator:
         return self.config.every
 
     @functools.cached_property
-    def constraint(self) -> Constraint:
+    def rules(self) -> Rules:
         """What may be written."""
-        return self.task.constraint(training=False)
+        return Rules(self.task.constraint(training=False), NoTool())
 
     @functools.cached_property
     def prompt(self) -> Tokens:
@@ -132,18 +128,18 @@ class RandomNumbersEvaluator:
         """All sequences that spell a number, as they would have been written."""
         spellings = self.task.spellings
         completion, length = jnp.asarray(spellings.completion), jnp.asarray(spellings.length)
-        return teacher_force(completion, length, self.constraint, NoTool())
+        return teacher_force(completion, length, self.rules)
 
-    def probabilities(self, params: Params, lora: Lora | None) -> Float[np.ndarray, " K"]:
-        """The chance of every number of the support, the base's where `lora` is None; they add up to the valid mass."""
+    def probabilities(self, model: LanguageModel) -> Float[np.ndarray, " K"]:
+        """The chance of every number of the support, which a model gives it; they add up to the valid mass."""
         numbers = self.task.spellings.number
-        ((spelt, count),) = parts(self.spelt, len(numbers), params)
-        log_q = gather(_log_q(self.model, params, lora, self.prompt, spelt, self.constraint))[:count]
+        ((spelt, count),) = parts(self.spelt, len(numbers), model)
+        log_q = gather(_log_q(model, self.prompt, spelt, self.rules))[:count]
         return np.bincount(numbers, np.exp(log_q.astype(np.float64)), len(self.log_p))
 
-    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """The exact distances."""
-        return distances(self.probabilities(params, lora), self.log_p)
+        return distances(self.probabilities(model), self.log_p)
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """The same for a line of progress."""
@@ -152,7 +148,7 @@ class RandomNumbersEvaluator:
             f"covered {validated['covered']:.0f}/{len(self.log_p)}"
         )
 
-    def estimate(self, params: Params, lora: Lora | None) -> dict[str, float | None]:
+    def estimate(self, model: LanguageModel) -> dict[str, float | None]:
         """KL(q(.|valid) || p) from samples, as one would have to without the enumeration.
 
         Returns:
@@ -163,9 +159,7 @@ class RandomNumbersEvaluator:
         count = -(-self.config.samples // batch)
         prompts = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), self.prompt)
         key = jax.random.key(self.config.seed)
-        groups = sample_completions(
-            self.model, params, lora, prompts, self.constraint, NoTool(), key, samples=batch, temperature=1.0, batch=1
-        )
+        groups = sample_completions(model, prompts, self.rules, key, samples=batch, temperature=1.0, batch=1)
         spellings = self.task.spellings
         place = {
             tuple(ids[:n].tolist()): number
@@ -182,13 +176,13 @@ class RandomNumbersEvaluator:
             "samples": samples,
         }
 
-    def report(self, params: Params, lora: Lora | None) -> Findings:
+    def report(self, model: LanguageModel) -> Findings:
         """Policy and base, and both distributions number by number."""
         found: dict[str, dict[str, Any]] = {}
         listed: dict[str, list[float]] = {"number": list(self.task.log_target), "target": np.exp(self.log_p).tolist()}
-        for method, adapter in (("metrics", lora), ("base", None)):
-            q = self.probabilities(params, adapter)
-            found[method] = {**distances(q, self.log_p), **self.estimate(params, adapter)}
+        for method, writer in (("metrics", model), ("base", model.base)):
+            q = self.probabilities(writer)
+            found[method] = {**distances(q, self.log_p), **self.estimate(writer)}
             listed["policy" if method == "metrics" else method] = q.tolist()
         return Findings({**found, "distribution": listed}, self.page(found, listed))
 

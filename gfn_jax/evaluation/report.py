@@ -8,18 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from gfn_jax.models.lora import Lora
-from gfn_jax.types import Params
-
-# Hu et al. 2024, Table 4: instruct GPT-J 6B, accuracy in percent on 3, 4 and 5 operands. For orientation only:
-# another model, another base, another test set.
-PAPER_ARITHMETIC: tuple[tuple[str, float, float, float], ...] = (
-    ("paper, GPT-J 6B: 0-shot", 10.2, 6.4, 3.2),
-    ("paper, GPT-J 6B: 3-shot", 15.8, 11.0, 5.4),
-    ("paper, GPT-J 6B: supervised", 72.1, 19.6, 12.8),
-    ("paper, GPT-J 6B: PPO", 30.6, 13.7, 5.6),
-    ("paper, GPT-J 6B: GFlowNet", 95.2, 75.4, 40.7),
-)
+from gfn_jax.models.language_model import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +44,13 @@ class Evaluator(Protocol):
     def best_metric(self) -> str | None:
         """The validated value by which the best checkpoint is kept (more is better)."""
 
-    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """Metrics by name; depends on nothing but the arguments."""
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """The same for a line of progress."""
 
-    def report(self, params: Params, lora: Lora | None) -> Findings:
+    def report(self, model: LanguageModel) -> Findings:
         """The final measurement, of the base too."""
 
 

@@ -14,37 +14,37 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gfn_jax.models.partition import ROWS
-from gfn_jax.types import Params, PyTree
+from gfn_jax.types import PyTree
 
 
-def parts(rows: PyTree, size: int, params: Params, copies: int = 1) -> Iterator[tuple[PyTree, int]]:
+def parts(rows: PyTree, size: int, weights: PyTree, copies: int = 1) -> Iterator[tuple[PyTree, int]]:
     """Parts of `size` rows, and how many of each are real.
 
     Args:
         rows: arrays with one leading axis, M rows.
         size: of a part, before it is filled up: the last to its length, each to a multiple of the devices.
-        params: the weights that it will be used with.
+        weights: a model, or its parameters, that it will be used with.
         copies: how often each row stands there, adjacent (see `copies_of`).
     """
     count = len(jax.tree.leaves(rows)[0])
     size = min(size, count)
     for begin in range(0, count, size):
         index = np.minimum(np.arange(begin, begin + size), count - 1).repeat(copies)
-        index = np.pad(index, (0, -len(index) % _devices(params)), mode="edge")
+        index = np.pad(index, (0, -len(index) % _devices(weights)), mode="edge")
         part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], rows)
-        yield spread(part, params), min(size, count - begin)
+        yield spread(part, weights), min(size, count - begin)
 
 
-def copies_of(size: int, samples: int, params: Params) -> int:
+def copies_of(size: int, samples: int, weights: PyTree) -> int:
     """How many devices share the samples of a prompt where a part has fewer prompts than there are devices; else 1."""
-    devices = _devices(params)
+    devices = _devices(weights)
     copies = devices // math.gcd(size, devices)
     return copies if size < devices and samples % copies == 0 else 1
 
 
-def spread(rows: PyTree, params: Params) -> PyTree:
+def spread(rows: PyTree, weights: PyTree) -> PyTree:
     """Host arrays on the devices, a share of the rows on each; the rows are a multiple of the devices."""
-    mesh = _mesh(params)
+    mesh = _mesh(weights)
     if mesh is None:
         return jax.tree.map(jnp.asarray, rows)
     sharding = NamedSharding(mesh, PartitionSpec(ROWS))
@@ -58,12 +58,12 @@ def gather(tree: PyTree) -> PyTree:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def _devices(params: Params) -> int:
-    mesh = _mesh(params)
+def _devices(weights: PyTree) -> int:
+    mesh = _mesh(weights)
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def _mesh(params: Params) -> Mesh | AbstractMesh | None:
-    """The weights' mesh, if it has more than one device."""
-    sharding = jax.tree.leaves(params)[0].sharding
+def _mesh(weights: PyTree) -> Mesh | AbstractMesh | None:
+    """The mesh of the weights, if it has more than one device."""
+    sharding = jax.tree.leaves(weights)[0].sharding
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None

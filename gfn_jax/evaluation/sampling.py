@@ -1,27 +1,21 @@
 """Completions for evaluation: many queries, several samples each, in batches of one shape (one compilation)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gfn_jax.evaluation.rows import copies_of, gather, parts
-from gfn_jax.interfaces import Environment
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
-from gfn_jax.policy.rollout import rollout
-from gfn_jax.types import Params, Rollout, Tokens
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules
+from gfn_jax.policy.rollout import Behavior, rollout
+from gfn_jax.types import Rollout, Tokens
 
-_rollout = jax.jit(rollout, static_argnums=0)
+_rollout = jax.jit(rollout)
 
 
 def sample_completions(
-    config: ModelConfig,
-    params: Params,
-    lora: Lora | None,
+    model: LanguageModel,
     prompt: Tokens,
-    constraint: Constraint,
-    environment: Environment,
+    rules: Rules,
     key: jax.Array,
     samples: int,
     temperature: float,
@@ -30,12 +24,9 @@ def sample_completions(
     """Samples `samples` completions of every prompt.
 
     Args:
-        config: the policy's shape.
-        params: the frozen base.
-        lora: the adapter; None samples the base.
+        model: the policy, or a base.
         prompt: [M, P], padded left.
-        constraint: vocabulary and length.
-        environment: the tool, if any.
+        rules: vocabulary, length and tool.
         key: randomness; batch i uses `fold_in(key, i)`.
         samples: N a prompt.
         temperature: of the samples; 0 is greedy.
@@ -44,21 +35,11 @@ def sample_completions(
     Returns:
         The tokens of Z, stop excluded: [M][N][length].
     """
-    copies = copies_of(min(batch, len(prompt.ids)), samples, params)
+    copies = copies_of(min(batch, len(prompt.ids)), samples, model)
     out: list[list[list[int]]] = []
-    for number, (part, count) in enumerate(parts(prompt, batch, params, copies)):
-        rows = jnp.full((len(part.ids) // copies * samples,), temperature, jnp.float32)
-        sampled = _rollout(
-            config,
-            params,
-            lora,
-            part,
-            constraint,
-            environment,
-            jax.random.fold_in(key, number),
-            rows,
-            rows * 0,
-        )
+    for number, (part, count) in enumerate(parts(prompt, batch, model, copies)):
+        behavior = Behavior.at(temperature, len(part.ids) // copies * samples)
+        sampled = _rollout(model, part, rules, behavior, jax.random.fold_in(key, number))
         out.extend(_by_query(gather(sampled), samples)[:count])
     return out
 

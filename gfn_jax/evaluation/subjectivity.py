@@ -7,7 +7,6 @@ aggregation), the posterior predictive with its uncertainty, and which rationale
 """
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -21,13 +20,13 @@ from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_histogram
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.rows import gather, parts
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.policy.constraint import Constraint, Rules
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural, SamplingTemperature, Seed
-from gfn_jax.types import Params, Query, Rollout, Tokens
+from gfn_jax.types import Query, Rollout, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,61 +86,50 @@ class Judgement:
     rationales: list[list[tuple[int, ...]]]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _judge(
-    model: ModelConfig,
-    params: Params,
-    lora: Lora | None,
-    adapter: Lora | None,
+    policy: LanguageModel,
+    answering: LanguageModel,
     prompt: Tokens,
     answers: Tokens,
-    constraint: Constraint,
+    rules: Rules,
+    behavior: Behavior,
     key: jax.Array,
-    temperature: Float[Array, " B"],
 ) -> tuple[Rollout, Float[Array, "B A"]]:
-    sampled = rollout(model, params, lora, prompt, constraint, NoTool(), key, temperature, jnp.zeros_like(temperature))
-    return sampled, label_probabilities(model, params, adapter, prompt, answers, sampled)
+    sampled = rollout(policy, prompt, rules, behavior, key)
+    return sampled, label_probabilities(answering, prompt, answers, sampled)
 
 
 def label_probabilities(
-    model: ModelConfig,
-    params: Params,
-    adapter: Lora | None,
-    prompt: Tokens,
-    answers: Tokens,
-    rationales: Rollout,
+    model: LanguageModel, prompt: Tokens, answers: Tokens, rationales: Rollout
 ) -> Float[Array, "B A"]:
     """p_LM(Y | X Z), normalised over the labels, after each of B = Q * N rationales.
 
     Args:
-        model: the model's shape.
-        params: the base.
-        adapter: what the answering model differs in from it, or None.
+        model: the answering model.
         prompt: [Q, P], X.
         answers: [A, Y], what follows Z for each label.
         rationales: Z.
     """
-    reward = PosteriorReward(model, adapter=adapter)
-    prepared = reward.prepare(params)
+    reward = PosteriorReward()
+    prepared = reward.prepare(model)
     queries = len(prompt.ids)
     length = rationales.token_mask.sum(axis=1)[:, None]
 
     def joint(answer: Tokens) -> Float[Array, " B"]:
         spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (queries, *x.shape)), answer)
         query = Query(example_id=jnp.arange(queries), prompt=prompt, context=prompt, answer=spread)
-        log_reward = reward.log_reward(params, prepared, query, rationales)
+        log_reward = reward.log_reward(model, prepared, query, rationales)
         return jnp.take_along_axis(log_reward, length, axis=1)[:, 0]
 
     return jax.nn.softmax(jax.lax.map(joint, answers).T, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _direct(
-    model: ModelConfig, params: Params, adapter: Lora | None, prompt: Tokens, answers: Tokens
-) -> Float[Array, "Q A"]:
+@jax.jit
+def _direct(model: LanguageModel, prompt: Tokens, answers: Tokens) -> Float[Array, "Q A"]:
     empty = jnp.zeros((len(prompt.ids), 1))
     nothing = Rollout(empty.astype(jnp.int32), empty > 0, empty == 0, empty == 0, empty)
-    return label_probabilities(model, params, adapter, prompt, answers, nothing)
+    return label_probabilities(model, prompt, answers, nothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +137,10 @@ class SubjectivityEvaluator:
     """Judges a split's reviews with any policy and any answering model.
 
     Attributes:
-        model: the policy's shape.
         task: reviews, labels; its `adapter` is the answering model's.
         config: how.
     """
 
-    model: ModelConfig
     task: Labelled
     config: SubjectivityEvaluationConfig
 
@@ -166,17 +152,18 @@ class SubjectivityEvaluator:
         return self.config.every
 
     def judge(
-        self, params: Params, lora: Lora | None, adapter: Lora | None, split: str, reviews: int | None = None
+        self, policy: LanguageModel, answering: LanguageModel, split: str, reviews: int | None = None
     ) -> Judgement:
-        """Rationales of the policy (base with `lora`), labels of the answering model (base with `adapter`)."""
-        config, constraint, answers = self.config, self.task.constraint(training=False), self.task.answers()
+        """Rationales of the one model, labels of the other."""
+        config, answers = self.config, self.task.answers()
+        rules = Rules(self.task.constraint(training=False), NoTool())
         key = jax.random.key(config.seed)
         probabilities, rationales = [], []
-        prompts = parts(self._prompt(split, reviews), config.batch, params)
+        prompts = parts(self._prompt(split, reviews), config.batch, policy)
         for number, (prompt, count) in enumerate(prompts):
-            temperature = jnp.full(len(prompt.ids) * config.samples, config.temperature)
+            behavior = Behavior.at(config.temperature, len(prompt.ids) * config.samples)
             own = jax.random.fold_in(key, number)
-            judged = _judge(self.model, params, lora, adapter, prompt, answers, constraint, own, temperature)
+            judged = _judge(policy, answering, prompt, answers, rules, behavior, own)
             sampled, found = gather(judged)
             probabilities.append(found.reshape(len(prompt.ids), config.samples, -1)[:count])
             rows = zip(sampled.completion, sampled.token_mask.sum(1), strict=True)
@@ -185,12 +172,12 @@ class SubjectivityEvaluator:
         return Judgement(np.concatenate(probabilities), rationales)
 
     def direct(
-        self, params: Params, adapter: Lora | None, split: str, reviews: int | None = None, shots: int = 0
+        self, answering: LanguageModel, split: str, reviews: int | None = None, shots: int = 0
     ) -> Float[np.ndarray, "M A"]:
-        """p(label | X) without a rationale: zero-shot, few-shot, or supervised where an adapter was."""
+        """p(label | X) without a rationale: zero-shot, few-shot, or supervised where the answering model was."""
         answers = self.task.direct_answers()
-        prompts = parts(self._prompt(split, reviews, shots), self.config.batch, params)
-        found = [gather(_direct(self.model, params, adapter, prompt, answers))[:count] for prompt, count in prompts]
+        prompts = parts(self._prompt(split, reviews, shots), self.config.batch, answering)
+        found = [gather(_direct(answering, prompt, answers))[:count] for prompt, count in prompts]
         return np.concatenate(found)
 
     def metrics(self, judgement: Judgement, split: str) -> dict[str, float]:
@@ -219,9 +206,9 @@ class SubjectivityEvaluator:
             ]
         return found
 
-    def validate(self, params: Params, lora: Lora | None) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """`accuracy` and `accuracy_single` on a few validation reviews."""
-        judgement = self.judge(params, lora, self.task.adapter, "validation", self.config.reviews)
+        judgement = self.judge(model, self.answering(model), "validation", self.config.reviews)
         found = self.metrics(judgement, "validation")
         return {name: found[name] for name in ("accuracy", "accuracy_single", "mutual_information")}
 
@@ -229,17 +216,21 @@ class SubjectivityEvaluator:
         """With and without aggregation."""
         return f"validation {validated['accuracy']:.0f} % (one rationale {validated['accuracy_single']:.0f})"
 
-    def baselines(self, params: Params) -> dict[str, dict[str, Any]]:
+    def answering(self, policy: LanguageModel) -> LanguageModel:
+        """Who answers: the policy's base with the task's adapter, if it has one."""
+        return policy.adapted(self.task.adapter)
+
+    def baselines(self, base: LanguageModel) -> dict[str, dict[str, Any]]:
         """The base alone: with its own rationales, asked at once, and asked at once after some labelled reviews."""
         truth = self.task.truth("test")
-        judgement = self.judge(params, None, None, "test")
+        judgement = self.judge(base, base, "test")
         found: dict[str, dict[str, Any]] = {
             "base": self.metrics(judgement, "test"),
             "base_rationales": self.frequent_rationales(judgement, "test"),
         }
         for name, shots in {"zero_shot": 0, "few_shot": self.config.shots}.items():
             if name == "zero_shot" or shots:
-                found[name] = self.describe_direct(self.direct(params, None, "test", shots=shots), truth)
+                found[name] = self.describe_direct(self.direct(base, "test", shots=shots), truth)
         return found
 
     def describe_direct(
@@ -253,13 +244,13 @@ class SubjectivityEvaluator:
             "predictive_entropy": round(found["predictive_entropy"], 4),
         }
 
-    def report(self, params: Params, lora: Lora | None) -> Findings:
+    def report(self, model: LanguageModel) -> Findings:
         """The policy on the test split, beside the base's own ways."""
-        judgement = self.judge(params, lora, self.task.adapter, "test")
+        judgement = self.judge(model, self.answering(model), "test")
         methods: dict[str, Mapping[str, Any]] = {
             "metrics": self.metrics(judgement, "test"),
             "rationales": self.frequent_rationales(judgement, "test"),
-            **self.baselines(params),
+            **self.baselines(model.base),
         }
         return Findings(methods, self.page(methods))
 

@@ -14,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gfn_jax.environments import LARGEST_BOUND, Calculator
+from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator
+from gfn_jax.evaluation.arithmetic import ArithmeticEvaluator, EvaluationConfig
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
-from gfn_jax.rewards.posterior import PosteriorReward, check_positions
+from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural, Range, Share
 from gfn_jax.tasks.arithmetic_data import load_examples
+from gfn_jax.tasks.checking import check_positions, check_shots
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
-from gfn_jax.text.tokens import allowed_ids, encode_after
+from gfn_jax.text.tokens import allowed_ids, encode_after, pad_token
 from gfn_jax.types import Query, Seeds, Tokens
 from gfn_jax.worlds.arithmetic_answers import is_correct_chain
 from gfn_jax.worlds.arithmetic_examples import ArithmeticExample
@@ -109,7 +112,7 @@ class Arithmetic:
 
     def constraint(self, training: bool = True) -> Constraint:
         """Digits, operators, comma and space; the stop; between `min_length` and `max_length` tokens."""
-        ids = allowed_ids(self.tokenizer, CHARACTERS, STOP)
+        ids = allowed_ids(self.tokenizer, CHARACTERS, STOP, CALL)
         triggers = np.zeros(self.vocab_size, bool)
         known = np.asarray(self.environment.triggers)
         triggers[: len(known)] = known[: self.vocab_size]
@@ -130,12 +133,22 @@ class Arithmetic:
 
     def queries(self, split: str, shots: int = 0) -> Query:
         """A split's queries; `shots` demonstrations precede the question in the policy's prompt."""
+        if (split, shots) not in self._asked:
+            self._asked[split, shots] = self._encode(split, shots)
+        return self._asked[split, shots]
+
+    @functools.cached_property
+    def _asked(self) -> dict[tuple[str, int], Query]:
+        """What was encoded already."""
+        return {}
+
+    def _encode(self, split: str, shots: int) -> Query:
         examples = self.splits[split]
         prefix = "".join(example.demonstration for example in self.splits["context"][:shots])
         encode = functools.partial(encode_after, self.tokenizer)
         head = encode("", prefix)
-        prompts = [head + encode("\n", example.question) for example in examples]
         contexts = [encode("\n", example.question) for example in examples]
+        prompts = [head + context for context in contexts]
         # The answer follows a number, whichever: its tokens do not depend on Z.
         answers = [encode(f"{example.question} 1", example.answer_text) for example in examples]
         return Query(
@@ -148,7 +161,7 @@ class Arithmetic:
     @property
     def pad_id(self) -> int:
         """Fills masked positions; never seen."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
+        return pad_token(self.tokenizer, self.stop_id)
 
     def query_weight(self) -> Float[np.ndarray, " E"]:
         """`seed_share` of the draws are demonstrations' questions; within either kind all are alike."""
@@ -166,7 +179,7 @@ class Arithmetic:
         shots = 0 if context is None else context.ids.shape[1]
         check_positions(model, self.queries("train"), self.config.max_length, shots)
         demonstrations = None if context is None else Tokens(jnp.asarray(context.ids), jnp.asarray(context.mask))
-        return PosteriorReward(model, demonstrations=demonstrations)
+        return PosteriorReward(demonstrations=demonstrations)
 
     def reward_context(self) -> Tokens | None:
         """[1, D]: the reward's demonstrations, each a line X Z Y."""
@@ -210,3 +223,24 @@ class Arithmetic:
     def is_right_chain(self, split: str, example: int, completion: str) -> bool:
         """Whether every step of Z is the right one, not only its last number."""
         return is_correct_chain(self.splits[split][example], completion)
+
+
+def make_evaluator(
+    config: EvaluationConfig, task: Arithmetic, model: ModelConfig, temperature: float
+) -> ArithmeticEvaluator:
+    """Accuracy by number of operands; on the released data also without the questions it shares with training."""
+    test = {f"accuracy_{k}": f"test_{k}" for k in (3, 4, 5)}
+    if task.config.data_dir is not None:
+        test |= {f"accuracy_{k}_decontaminated": f"test_{k}_decontaminated" for k in (3, 4, 5)}
+    validation = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
+    check_shots(config.shots, len(task.splits["context"]), "the demonstrations of arithmetic.reward_shots")
+    return ArithmeticEvaluator(task, config, validation, test)
+
+
+TASK = TaskEntry(
+    section="arithmetic",
+    config=ArithmeticConfig,
+    evaluation=EvaluationConfig,
+    task=lambda config, tokenizer, model: Arithmetic(config, tokenizer, model.vocab_size),
+    evaluator=make_evaluator,
+)

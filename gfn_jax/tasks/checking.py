@@ -12,6 +12,7 @@ import numpy as np
 from gfn_jax.errors import UserCodeError, user_code
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint
 from gfn_jax.tasks.task import Task
 from gfn_jax.types import Query, Rollout, Seeds
@@ -49,6 +50,12 @@ def check_task(name: str, task: Task, model: ModelConfig) -> None:
     _check_reward(f"{name}: reward(model)", task, model, query, constraint.horizon)
 
 
+def check_shots(shots: int, there: int, what: str) -> None:
+    """Raises ValueError where the few-shot baseline would have fewer examples in its prompt than its name says."""
+    if shots > there:
+        raise ValueError(f"evaluation.shots is {shots}; there are {there} examples for a prompt, {what}")
+
+
 def _expect(name: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         raise UserCodeError(f"{name} must return a {kind.__module__}.{kind.__name__}, not {type(value).__name__}")
@@ -69,20 +76,38 @@ def _check_query(name: str, query: Any) -> None:
 
 
 def _check_reward(name: str, task: Task, model: ModelConfig, query: Query, horizon: int) -> None:
-    def trial(params: Any) -> jax.Array:
+    def trial(base: LanguageModel) -> jax.Array:
         reward = task.reward(model)
         one = jax.tree.map(lambda x: jnp.asarray(x)[:1], query)
         tokens, mask = jnp.zeros((ROWS, horizon), jnp.int32), jnp.ones((ROWS, horizon), bool)
         sampled = Rollout(tokens, mask, mask, mask, jnp.zeros((ROWS, horizon)))
-        return reward.log_reward(params, reward.prepare(params), one, sampled)
+        return reward.log_reward(base, reward.prepare(base), one, sampled)
 
     _ = task.environment  # its tables may be made at first use, which must not be while others are traced
-    params = jax.eval_shape(lambda key: init_params(key, model, jnp.float32), jax.random.key(0))
+    base = jax.eval_shape(lambda key: LanguageModel(model, init_params(key, model, jnp.float32)), jax.random.key(0))
     with user_code(f"{name}.log_reward"):
-        found = jax.eval_shape(trial, params)
+        found = jax.eval_shape(trial, base)
     shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", type(found).__name__)
     if shape != (ROWS, horizon) or not jnp.issubdtype(dtype, jnp.floating):
         raise UserCodeError(
             f"{name}.log_reward must return a number for every prefix, floats [rows, {horizon}]; for {ROWS} rows it "
             f"returned {dtype} {shape}"
+        )
+
+
+def check_positions(shape: ModelConfig, query: Query, max_length: int, demonstrations: int = 0) -> None:
+    """Raises ValueError where a completion does not fit into the model's positions.
+
+    Args:
+        shape: the base's.
+        query: all queries, padded to one length.
+        max_length: tokens of Z.
+        demonstrations: tokens of the reward's few-shot context.
+    """
+    prompt, context, answer = (tokens.ids.shape[1] for tokens in (query.prompt, query.context, query.answer))
+    needed = max(prompt, demonstrations + context) + max_length + answer
+    if needed > shape.max_positions:
+        raise ValueError(
+            f"demonstrations, question, {max_length} tokens and answer take {needed} positions; the model has "
+            f"{shape.max_positions}: fewer demonstrations, shorter texts or a lower max_length would fit"
         )

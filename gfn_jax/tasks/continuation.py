@@ -24,10 +24,12 @@ from jaxtyping import Float
 
 from gfn_jax.datasets.prompts import ABBREVIATIONS, TITLES, load_prompts, split_prompts
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, leading_ids
 from gfn_jax.text.tokens import encode_after, stop_token, token_strings
@@ -169,7 +171,7 @@ class Continuation:
 
     def reward(self, model: ModelConfig) -> PosteriorReward:
         """Log p_LM(Z stop | X)."""
-        return PosteriorReward(model)
+        return PosteriorReward()
 
     def seeds(self) -> Seeds:
         """None: nobody has likely sentences."""
@@ -190,3 +192,13 @@ def story_openings(stories: int = 2000) -> list[str]:
         " ".join(story.sentences[: 1 + number % 3]) for number, story in enumerate(draw_stories("training", stories))
     )
     return list(dict.fromkeys(texts))
+
+
+TASK = TaskEntry(
+    section="continuation",
+    config=ContinuationConfig,
+    evaluation=ContinuationEvaluationConfig,
+    task=lambda config, tokenizer, model: Continuation(config, tokenizer, model.vocab_size),
+    evaluator=lambda config, task, model, temperature: ContinuationEvaluator(task, config, temperature),
+    stand_in="tiny-stories",
+)

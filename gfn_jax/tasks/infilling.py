@@ -23,13 +23,15 @@ from jaxtyping import Float
 
 from gfn_jax.datasets.rocstories import load_stories
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import Count, Natural, Range
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, encode_prompt
-from gfn_jax.text.tokens import encode_after, stop_token, token_strings
+from gfn_jax.text.tokens import encode_after, pad_token, stop_token, token_strings
 from gfn_jax.types import Query, Seeds
 from gfn_jax.worlds.stories import Beginning, Room, draw_stories, events, posterior
 
@@ -135,7 +137,7 @@ class Infilling:
     @property
     def pad_id(self) -> int:
         """Fills masked positions; never seen."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
+        return pad_token(self.tokenizer, self.stop_id)
 
     def constraint(self, training: bool = True) -> Constraint:
         """One sentence of `min_length` to `max_length` tokens."""
@@ -175,7 +177,7 @@ class Infilling:
 
     def reward(self, model: ModelConfig) -> PosteriorReward:
         """Log p_LM(Z Y | X)."""
-        return PosteriorReward(model)
+        return PosteriorReward()
 
     def encode_middle(self, problem: Problem, middle: str) -> list[int] | None:
         """A fourth sentence as the Z that it is, the stop excluded; None where it is not one that could be written."""
@@ -228,3 +230,15 @@ class Infilling:
     def decode(self, ids: list[int]) -> str:
         """Z as text."""
         return decode_after(self.tokenizer, [self.stop_id], ids)
+
+
+TASK = TaskEntry(
+    section="infilling",
+    config=InfillingConfig,
+    evaluation=InfillingEvaluationConfig,
+    task=lambda config, tokenizer, model: Infilling(config, tokenizer, model.vocab_size),
+    evaluator=lambda config, task, model, temperature: InfillingEvaluator(
+        task, task.reward(model), config, temperature
+    ),
+    stand_in="tiny-stories",
+)

@@ -26,13 +26,16 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, RandomNumbersEvaluator
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint, make_constraint
 from gfn_jax.sections import Count, Natural, Nonnegative, Positive, Range
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import stop_token, token_strings
-from gfn_jax.types import Params, Query, Rollout, Seeds
+from gfn_jax.types import Query, Rollout, Seeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -174,11 +177,13 @@ class NumberReward:
     speller: Speller
     penalty: float
 
-    def prepare(self, params: Params) -> Speller:
+    def prepare(self, model: LanguageModel) -> Speller:
         """The automaton's tables."""
         return self.speller
 
-    def log_reward(self, params: Params, prepared: Speller, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
+    def log_reward(
+        self, model: LanguageModel, prepared: Speller, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
         """In nats; meaningful where `state_mask` holds."""
         log_reward = prepared.log_reward[prepared.states(rollout.completion)]
         length = jnp.arange(rollout.completion.shape[1])
@@ -332,3 +337,13 @@ class RandomNumbers:
     def decode(self, ids: list[int]) -> str:
         """Z as text."""
         return str(self.tokenizer.decode(ids))
+
+
+TASK = TaskEntry(
+    section="random_numbers",
+    config=RandomNumbersConfig,
+    evaluation=RandomNumbersEvaluationConfig,
+    task=lambda config, tokenizer, model: RandomNumbers(config, tokenizer, model.vocab_size),
+    evaluator=lambda config, task, model, temperature: RandomNumbersEvaluator(task, config),
+    stand_in="tiny-numbers",
+)

@@ -22,17 +22,22 @@ from jaxtyping import Array, Bool, Float, Int
 from gfn_jax.datasets import subj
 from gfn_jax.datasets.building import default_cache
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.subjectivity import SubjectivityEvaluationConfig, SubjectivityEvaluator
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
-from gfn_jax.policy.constraint import Constraint, make_constraint
-from gfn_jax.policy.rollout import rollout
-from gfn_jax.rewards.posterior import Context, PosteriorReward, check_positions
+from gfn_jax.policy.constraint import Constraint, Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, rollout
+from gfn_jax.rewards.compose import Adapted
+from gfn_jax.rewards.posterior import Context, PosteriorReward
 from gfn_jax.sections import Count, Natural, Nonnegative, Range
+from gfn_jax.tasks.checking import check_positions, check_shots
+from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.text.joining import encode_prompt
-from gfn_jax.text.tokens import encode_after, token_strings
-from gfn_jax.types import Params, Query, Rollout, Seeds, Tokens
+from gfn_jax.text.tokens import encode_after, pad_token, token_strings
+from gfn_jax.types import Query, Rollout, Seeds, Tokens
 from gfn_jax.worlds.reviews import LABELS, draw_reviews
 from gfn_jax.worlds.reviews_corpus import ANSWER, INVERSE, PROMPT
 
@@ -173,7 +178,7 @@ class Subjectivity:
     @property
     def pad_id(self) -> int:
         """Fills masked positions; never seen."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_id
+        return pad_token(self.tokenizer, self.stop_id)
 
     @functools.cached_property
     def is_word(self) -> Bool[np.ndarray, " V"]:
@@ -201,19 +206,20 @@ class Subjectivity:
             ValueError: it does not fit into the model's positions.
         """
         check_positions(model, self.queries("train"), self.config.max_length)
-        posterior = PosteriorReward(model, adapter=self.adapter)
-        if not self.config.wrong_label_penalty:
-            return posterior
-        wrong = jax.tree.map(lambda x: x[1 - self.truth("train")], self.answers())
-        return PenalizedReward(posterior, wrong, self.config.wrong_label_penalty)
+        posterior = PosteriorReward()
+        reward: Reward = posterior
+        if self.config.wrong_label_penalty:
+            wrong = jax.tree.map(lambda x: x[1 - self.truth("train")], self.answers())
+            reward = PenalizedReward(posterior, wrong, self.config.wrong_label_penalty)
+        return reward if self.adapter is None else Adapted(reward, self.adapter)
 
     def seeds(self) -> Seeds:
         """None: they need the base (`prompted_seeds`)."""
         horizon = self.config.max_length + 1
         return Seeds(jnp.zeros(0, jnp.int32), jnp.zeros((0, horizon), jnp.int32), jnp.zeros(0, jnp.int32))
 
-    def prompted_seeds(self, model: ModelConfig, params: Params, key: jax.Array) -> Seeds:
-        """What the base says is the reason, given the label: `seed_samples` completions a query, pure in `params`.
+    def prompted_seeds(self, base: LanguageModel, key: jax.Array) -> Seeds:
+        """What the base says is the reason, given the label: `seed_samples` completions a query, pure in `base`.
 
         One without a word is left with length 0, which no constraint with a `min_length` lets into the buffer.
         """
@@ -223,10 +229,8 @@ class Subjectivity:
         texts = [self.prompt(review) + INVERSE.format(label=LABELS[label]) for review, label in train]
         prompt = jax.tree.map(jnp.asarray, pad_left([self.encode_prompt(text) for text in texts], self.pad_id))
         anything = make_constraint(self.vocab_size, self.stop_id, self.config.max_length)
-        rows = jnp.ones(len(train) * samples)
-        said = rollout(
-            model, params, self.adapter, prompt, anything, self.environment, key, temperature=rows, uniform_mix=0 * rows
-        )
+        rules = Rules(anything, self.environment)
+        said = rollout(base.adapted(self.adapter), prompt, rules, Behavior.at(1.0, len(train) * samples), key)
         words = said.token_mask & jnp.asarray(self.is_word)[said.completion]
         length = jnp.cumprod(words, axis=1).sum(1, dtype=jnp.int32)
         return Seeds(jnp.arange(len(train)), said.completion, length)
@@ -254,15 +258,33 @@ class PenalizedReward:
     wrong: Tokens
     penalty: float
 
-    def prepare(self, params: Params) -> tuple[Context, Tokens]:
+    def prepare(self, model: LanguageModel) -> tuple[Context, Tokens]:
         """What the posterior keeps, and the wrong answers."""
-        return self.posterior.prepare(params), jax.tree.map(jnp.asarray, self.wrong)
+        return self.posterior.prepare(model), jax.tree.map(jnp.asarray, self.wrong)
 
     def log_reward(
-        self, params: Params, prepared: tuple[Context, Tokens], query: Query, rollout: Rollout
+        self, model: LanguageModel, prepared: tuple[Context, Tokens], query: Query, rollout: Rollout
     ) -> Float[Array, "B T"]:
         """Both labels scored after every prefix."""
         context, wrong = prepared
         other = dataclasses.replace(query, answer=jax.tree.map(lambda x: x[query.example_id], wrong))
-        right, wrong_reward = (self.posterior.log_reward(params, context, q, rollout) for q in (query, other))
+        right, wrong_reward = (self.posterior.log_reward(model, context, q, rollout) for q in (query, other))
         return right - jnp.where(wrong_reward > right, self.penalty, 0.0)
+
+
+def make_evaluator(
+    config: SubjectivityEvaluationConfig, task: Subjectivity, model: ModelConfig, temperature: float
+) -> SubjectivityEvaluator:
+    """Votes of rationales."""
+    check_shots(config.shots, len(task.splits["train"]), "subjectivity.labels")
+    return SubjectivityEvaluator(task, config)
+
+
+TASK = TaskEntry(
+    section="subjectivity",
+    config=SubjectivityConfig,
+    evaluation=SubjectivityEvaluationConfig,
+    task=lambda config, tokenizer, model: Subjectivity(config, tokenizer, model.vocab_size),
+    evaluator=make_evaluator,
+    stand_in="tiny-reviews",
+)

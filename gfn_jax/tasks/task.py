@@ -1,15 +1,22 @@
 """What every task offers. A task never sees an algorithm: it says what is wanted, not how it is learnt."""
 
-from typing import Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.interfaces import Environment, Reward
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint
-from gfn_jax.types import Params, Query, Seeds
+from gfn_jax.types import Query, Seeds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Task(Protocol):
@@ -42,5 +49,27 @@ class Task(Protocol):
 class SeededByBase(Protocol):
     """A task whose seeds the base itself writes, instead of `seeds`."""
 
-    def prompted_seeds(self, model: ModelConfig, params: Params, key: jax.Array) -> Seeds:
-        """E queries' seeds, the rows of one query adjacent: [E] ids, [E * N, T] completions. Pure in `params`."""
+    def prompted_seeds(self, base: LanguageModel, key: jax.Array) -> Seeds:
+        """E queries' seeds, the rows of one query adjacent: [E] ids, [E * N, T] completions. Pure in `base`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """What a config's `task` names: the sections of a task and its evaluator, and how the two are made from them.
+
+    Attributes:
+        section: the name of the task's own section of a config.
+        config: the dataclass that it is read into. One with a `reward_adapter`, a PEFT folder or None, belongs to a
+            task that EM may train: a dataclass with an `adapter`, which the folder is read into.
+        evaluation: the dataclass of the evaluator's section, `evaluation`.
+        task: from (its section, tokenizer, model).
+        evaluator: from (its section, task, model, T), R^(1/T) being what the policy is trained towards at the end.
+        stand_in: the shipped model whose tokenizer counts tokens where a model's own is not at hand (`--dry_run`).
+    """
+
+    section: str
+    config: type
+    evaluation: type
+    task: "Callable[[Any, PreTrainedTokenizerFast, ModelConfig], Task]"
+    evaluator: Callable[[Any, Any, ModelConfig, float], Evaluator]
+    stand_in: str = "tiny-arithmetic"

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gfn_jax import launch
 from gfn_jax.commands import dry_run
+from gfn_jax.commands.train import parse
 from gfn_jax.models.checkpoint import load_model, read_config
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.runs.build import build
-from gfn_jax.runs.policy import gflownet_parts
-from gfn_jax.runs.tasks import TASKS, entry_of
+from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.policy import policy_parts
+from gfn_jax.runs.registry import TASKS, task_entry
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.loop import train
@@ -60,7 +63,7 @@ def at_the_root(monkeypatch):
 
 def config_of(name, *overrides, preset="tiny"):
     suffix = "" if name == OWN else f":{preset}"
-    return launch.parse(["launch", f"--config={FILES[name]}{suffix}", *overrides]).config
+    return parse(["launch", f"--config={FILES[name]}{suffix}", *overrides]).config
 
 
 def small_config(name):
@@ -79,7 +82,7 @@ class World:
     name: str
     config: object
     model: object
-    params: object
+    base: object
     parts: object
     tokenizer: object
 
@@ -93,8 +96,8 @@ def world(request):
         folder = model_folder(config.model.path)
         model, params = load_model(folder)
         tokenizer = load_tokenizer(folder)
-        mesh = meshes.abstract_mesh(ONE)
-        return World(name, config, model, params, gflownet_parts(config, model, tokenizer, mesh), tokenizer)
+        parts = policy_parts(read_policy_run(config), model, tokenizer, meshes.abstract_mesh(ONE))
+        return World(name, config, model, LanguageModel(model, params), parts, tokenizer)
 
 
 def test_every_task_has_a_config():
@@ -140,25 +143,22 @@ def test_seeds_keep_to_the_constraint(world):
     assert count % len(seeds.example_id) == 0
     assert int(seeds.example_id.max()) < len(task.queries("train").example_id)
     assert int(seeds.length.min()) >= constraint.min_length
-    forced = teacher_force(seeds.completion, seeds.length, constraint, task.environment)
+    forced = teacher_force(seeds.completion, seeds.length, Rules(constraint, task.environment))
     refused = ~np.asarray(forced.action_mask).any(1)  # a row that could not have been written has no action left
     assert not refused.any(), [task.decode(np.asarray(row).tolist()) for row in np.asarray(seeds.completion)[refused]]
 
 
 def test_rewards_of_what_the_base_samples_are_finite(world):
-    task, model, reward = world.parts.task, world.model, world.parts.algorithm.reward
-    constraint = task.constraint()
+    task, reward = world.parts.task, world.parts.reward
+    rules = Rules(task.constraint(), task.environment)
     query = jax.tree.map(lambda x: jnp.asarray(x[:2]), task.queries("train"))
-    rows = jnp.ones(4)
-    _ = task.environment
 
     @jax.jit
-    def sample(params):
-        key = jax.random.key(0)
-        drawn = rollout(model, params, None, query.prompt, constraint, task.environment, key, rows, 0 * rows)
-        return drawn, reward.log_reward(params, reward.prepare(params), query, drawn)
+    def sample(base):
+        drawn = rollout(base, query.prompt, rules, Behavior.at(1.0, 4), jax.random.key(0))
+        return drawn, reward.log_reward(base, reward.prepare(base), query, drawn)
 
-    drawn, log_reward = sample(world.params)
+    drawn, log_reward = sample(world.base)
     states = np.asarray(drawn.state_mask)
     assert states.any(1).all(), "every completion ends in a state that counts"
     assert np.isfinite(np.asarray(log_reward)[states]).all()
@@ -173,7 +173,7 @@ QUICK = "random_numbers"  # the others compile for long; each has tests of its o
 )
 def test_a_run_from_its_first_step_to_its_last_word(name, tmp_path):
     config = small_config(name)
-    run = build(config, tmp_path)
+    run = build(config, tmp_path).run
     before = jax.device_get(run.state.trainable)
     trained = train(run)
     moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), before.lora, trained.state.trainable.lora)
@@ -207,9 +207,9 @@ def test_first_tokens_that_nothing_would_train_are_refused():
     folder = model_folder(config.model.path)
     model, tokenizer, mesh = read_config(folder)[1], load_tokenizer(folder), meshes.abstract_mesh(ONE)
     with pytest.raises(ValueError, match="min_length 1"):
-        gflownet_parts(config, model, tokenizer, mesh)
+        policy_parts(read_policy_run(config), model, tokenizer, mesh)
     config.continuation.min_length = 0
-    gflownet_parts(config, model, tokenizer, mesh)
+    policy_parts(read_policy_run(config), model, tokenizer, mesh)
 
 
 @pytest.mark.parametrize("name", ["continuation", "infilling"])
@@ -217,7 +217,7 @@ def test_a_tokenizer_of_another_world_is_refused(name):
     folder = model_folder("tiny-arithmetic")
     model, tokenizer = read_config(folder)[1], load_tokenizer(folder)
     with pytest.raises(ValueError, match=r"prompts hold words that the model's tokenizer does not know \(<unk>\)"):
-        gflownet_parts(config_of(name), model, tokenizer, meshes.abstract_mesh(ONE))
+        policy_parts(read_policy_run(config_of(name)), model, tokenizer, meshes.abstract_mesh(ONE))
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_a_tokenizer_of_another_world_is_refused(name):
     [
         ("nonsense", "there are arithmetic"),
         ("configs.own_task:NOTHING", "cannot be imported"),
-        ("json:dumps", "must be a gfn_jax.runs.tasks.TaskEntry"),
+        ("json:dumps", "must be a gfn_jax.tasks.task.TaskEntry"),
     ],
 )
 def test_a_task_that_is_none(name, problem):
     with pytest.raises(ValueError, match=problem):
-        entry_of(name)
+        task_entry(name)

@@ -83,6 +83,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
         read_prompts(path, raw=True)
 
 
+@pytest.mark.reference
 def test_the_papers_prompts(shared, tmp_path):
     splits = load_prompts(shared / "data" / "openwebtext" / "prompts.txt", 50, cache=tmp_path)
     assert (len(splits["train"]), len(splits["validation"])) == (950, 50)

@@ -2,12 +2,13 @@
 
 import jax
 import numpy as np
+from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import left_padded, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.rows import copies_of, parts
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.training.mesh import BASE_RULES, MeshConfig, make_mesh, place, shardings
 
 CONFIG = tiny()
@@ -18,7 +19,9 @@ def sample(params, prompts: int, samples: int, batch: int) -> list:
     prompt = left_padded([[6, 7 + i % 9] for i in range(prompts)])
     constraint = make_constraint(23, 5, 3, token_ids=np.arange(3))
     key = jax.random.key(0)
-    return sample_completions(CONFIG, params, None, prompt, constraint, NoTool(), key, samples, 1.0, batch)
+    return sample_completions(
+        LanguageModel(CONFIG, params), prompt, Rules(constraint, NoTool()), key, samples, 1.0, batch
+    )
 
 
 if __name__ == "__main__":

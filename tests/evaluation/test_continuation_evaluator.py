@@ -9,6 +9,7 @@ from tiny_worlds import left_padded, query_of, random_lora, random_params, right
 
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.models import decoder
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import make_constraint
 from gfn_jax.sections import checked
 from gfn_jax.types import Tokens
@@ -44,20 +45,21 @@ def make_task(token_ids=None):
 
 @pytest.fixture(scope="module")
 def setting():
-    return ContinuationEvaluator(MODEL, make_task(np.arange(8)), CONFIG, 0.5), random_params(MODEL), random_lora(MODEL)
+    policy = LanguageModel(MODEL, random_params(MODEL), random_lora(MODEL))
+    return ContinuationEvaluator(make_task(np.arange(8)), CONFIG, 0.5), policy
 
 
 @pytest.fixture(scope="module")
 def findings(setting):
-    evaluator, params, lora = setting
-    return evaluator.report(params, lora)
+    evaluator, policy = setting
+    return evaluator.report(policy)
 
 
 @jax.jit
 def log_probs(params, ids, mask):
     """Log p of every token given those before it, by one plain pass over whole texts."""
-    hidden, _ = decoder.prefill(MODEL, params, None, Tokens(ids, mask))
-    logs = jax.nn.log_softmax(decoder.logits(MODEL, decoder.select_head(MODEL, params, None), hidden))
+    hidden, _ = decoder.prefill(LanguageModel(MODEL, params), Tokens(ids, mask))
+    logs = jax.nn.log_softmax(decoder.logits(decoder.select_head(LanguageModel(MODEL, params)), hidden))
     return jnp.take_along_axis(logs[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
 
 
@@ -75,33 +77,33 @@ def test_every_way_of_writing_is_measured_alike(findings):
 
 
 def test_likelihoods_are_those_of_a_plain_pass_and_the_last_batch_is_cut(setting):
-    evaluator, params, lora = setting
+    evaluator, policy = setting
     samples = [[[1], [2, 3], [4, 5, 6, 7], [1, 1]], [[7], [6], [5], [4]], [[2, 2, 2], [3, 1], [0], [1, 2]]]
     query = evaluator.query(0)
-    found = evaluator.measure(params, lora, query, samples)
+    found = evaluator.measure(policy, query, samples)
     prompts = [[1, 2, 3], [4], [5, 6]]
     texts = [[*x, *z, STOP] for x, rows in zip(prompts, samples) for z in rows]
     whole = right_padded(texts)
-    scored = np.asarray(log_probs(params, whole.ids, whole.mask))
+    scored = np.asarray(log_probs(policy.params, whole.ids, whole.mask))
     begins = [len(x) for x in prompts for _ in range(4)]
     base = [row[begin - 1 : len(text) - 1].sum() for row, begin, text in zip(scored, begins, texts)]
     base = np.reshape(base, (3, 4))
     assert found["log_likelihood_mean"] == pytest.approx(base.mean(), abs=1e-3)
     assert found["log_likelihood_max"] == pytest.approx(base.max(1).mean(), abs=1e-3)
     at_once = dataclasses.replace(evaluator, config=dataclasses.replace(CONFIG, batch=3))
-    assert found == pytest.approx(at_once.measure(params, lora, query, samples), abs=1e-4)
+    assert found == pytest.approx(at_once.measure(policy, query, samples), abs=1e-4)
     assert found["length"] == pytest.approx(np.mean([len(z) for rows in samples for z in rows]))
 
 
 def test_the_base_balances_at_temperature_one_where_everything_is_legal(setting):
-    _, params, lora = setting
-    evaluator = ContinuationEvaluator(MODEL, make_task(), CONFIG, 1.0)
+    _, policy = setting
+    evaluator = ContinuationEvaluator(make_task(), CONFIG, 1.0)
     query = evaluator.query(2)
-    samples = [rows[:] for rows in evaluator.sample(params, None, query)]
+    samples = [rows[:] for rows in evaluator.sample(policy.base, query)]
     samples = [[row[:3] or [1] for row in rows] for rows in samples]  # at the maximum length the stop is forced
     # log p/T - log q is constant but for the first state, in which the stop may not be chosen: the same for all.
-    assert evaluator.measure(params, None, query, samples)["balance_spread"] < 1e-3
-    assert evaluator.measure(params, lora, query, samples)["balance_spread"] > 0.1
+    assert evaluator.measure(policy.base, query, samples)["balance_spread"] < 1e-3
+    assert evaluator.measure(policy, query, samples)["balance_spread"] > 0.1
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 1}, {"nucleus": (1.5,)}, {"diverse_groups": 3}, {"temperatures": (0,)}])

@@ -6,6 +6,7 @@ import pytest
 from tiny_worlds import random_params, tiny
 
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.types import Tokens
 
 
@@ -28,16 +29,15 @@ def test_distinct_counts_over_all_completions_of_a_prompt():
 
 
 def test_padding_and_what_is_not_pooled_are_no_part_of_the_mean():
-    model = tiny()
-    params = random_params(model)
+    model = LanguageModel(tiny(), random_params(tiny()))
     ids = jnp.array([[7, 1, 2, 3, 9, 9], [7, 4, 5, 9, 9, 9]])
     length = jnp.array([4, 3])
     mask = jnp.arange(6) < length[:, None]
     pooled = jnp.arange(6) >= 1
-    whole = mean_hidden_states(model, params, Tokens(ids, mask), jnp.broadcast_to(pooled, ids.shape))
+    whole = mean_hidden_states(model, Tokens(ids, mask), jnp.broadcast_to(pooled, ids.shape))
     other = Tokens(jnp.where(mask, ids, 0), mask)
-    np.testing.assert_allclose(whole, mean_hidden_states(model, params, other, mask & pooled), atol=1e-6)
-    last = mean_hidden_states(model, params, Tokens(ids, mask), jnp.arange(6) == length[:, None] - 1)
+    np.testing.assert_allclose(whole, mean_hidden_states(model, other, mask & pooled), atol=1e-6)
+    last = mean_hidden_states(model, Tokens(ids, mask), jnp.arange(6) == length[:, None] - 1)
     assert np.abs(np.asarray(whole - last)).max() > 0.1
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.enumeration import divergences, enumerate_completions, random_world
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.policy.constraint import Rules, make_constraint
 
 
 def test_every_completion_once_and_within_its_lengths():
     constraint = make_constraint(6, 4, max_length=3, min_length=1, token_ids=np.array([1, 3]))
-    completions = enumerate_completions(constraint, NoTool())
+    completions = enumerate_completions(Rules(constraint, NoTool()))
     rows = [tuple(row) for row in completions.completion.tolist()]
     assert len(rows) == len(set(rows)) == 2 + 4 + 8
     assert rows[:3] == [(1, 4, 4, 4), (3, 4, 4, 4), (1, 1, 4, 4)]
@@ -24,14 +24,14 @@ def test_every_completion_once_and_within_its_lengths():
 def test_too_many_completions_are_refused():
     constraint = make_constraint(100, 0, max_length=8)
     with pytest.raises(ValueError, match="completions; 200000 at most"):
-        enumerate_completions(constraint, NoTool())
+        enumerate_completions(Rules(constraint, NoTool()))
 
 
 def test_target_is_the_tables_softmax_in_the_tables_order():
     """`TableReward` numbers completions its own way (a tree's); the list must be in the same order."""
     world = random_world(jax.random.key(0), 3, 2, 1.0)
     np.testing.assert_allclose(world.log_target(0.5), jax.nn.log_softmax(2 * world.reward.table), atol=1e-5)
-    np.testing.assert_allclose(jnp.exp(world.log_policy(None)).sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(world.log_policy(world.constants.base)).sum(), 1.0, rtol=1e-5)
 
 
 def test_divergences_by_hand():

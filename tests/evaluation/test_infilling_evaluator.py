@@ -9,11 +9,13 @@ import pytest
 
 from gfn_jax.evaluation import infilling, infilling_exact
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
-from gfn_jax.evaluation.infilling_exact import Listed, Scorer, distances, divergence, list_sentences, log_posterior
+from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
+from gfn_jax.evaluation.scoring import Scorer
 from gfn_jax.models import decoder
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
@@ -43,20 +45,20 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def evaluator(task):
-    model = ModelConfig(task.vocab_size, 16, 1, 2, 2, 8, 16, max_positions=64, rotary_dim=8)
-    return InfillingEvaluator(model, task, CONFIG, temperature=1.0)
+def base(task):
+    shape = ModelConfig(task.vocab_size, 16, 1, 2, 2, 8, 16, max_positions=64, rotary_dim=8)
+    return LanguageModel(shape, decoder.init_params(jax.random.key(0), shape))
+
+
+@pytest.fixture(scope="module")
+def evaluator(task, base):
+    return InfillingEvaluator(task, task.reward(base.shape), CONFIG, temperature=1.0)
 
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch):
     """As many as the others: one shape, one compilation."""
     monkeypatch.setattr(infilling, "UNLISTED_SAMPLES", CONFIG.samples)
-
-
-@pytest.fixture(scope="module")
-def params(evaluator):
-    return decoder.init_params(jax.random.key(0), evaluator.model)
 
 
 def test_distances_by_hand():
@@ -80,13 +82,13 @@ def test_posterior_is_tempered_and_normalised_over_the_list():
     assert divergence(np.array([[0.2, 0.8, 0.0]]), log_posterior(log_reward, mask, 1.0)) == pytest.approx(0)
 
 
-def test_batches_change_nothing(evaluator, params):
+def test_batches_change_nothing(evaluator, base):
     # 4 stories in batches of 2 and, with the last one filled up, of 3.
     listed, query = evaluator.listed["test"], evaluator.query("test")
     found = [
         (
-            scorer.log_policy(params, None, query.prompt, listed.ids, listed.lengths),
-            scorer.log_reward(params, query, listed.ids, listed.lengths),
+            scorer.log_policy(base, query.prompt, listed.ids, listed.lengths),
+            scorer.log_reward(base, query, listed.ids, listed.lengths),
         )
         for scorer in (evaluator.scorer, dataclasses.replace(evaluator.scorer, batch=3))
     ]
@@ -95,24 +97,24 @@ def test_batches_change_nothing(evaluator, params):
     assert np.allclose(found[0][1], found[1][1], atol=1e-4)
 
 
-def test_a_sampled_sentence_is_as_likely_as_the_policy_says(evaluator, params):
+def test_a_sampled_sentence_is_as_likely_as_the_policy_says(evaluator, base):
     # An untrained model is nearly uniform: a sentence of n words has about (1/A)^n.
     listed, query = evaluator.listed["test"], evaluator.query("test")
-    log_q = evaluator.scorer.log_policy(params, None, query.prompt, listed.ids, listed.lengths)
-    choices = len(evaluator.scorer.constraint.token_ids)
+    log_q = evaluator.scorer.log_policy(base, query.prompt, listed.ids, listed.lengths)
+    choices = len(evaluator.scorer.rules.constraint.token_ids)
     expected = -np.log(choices - 1.0) * 4 - np.log(choices) * (listed.lengths - 4 + 1)
     assert np.allclose(log_q[listed.mask], expected[listed.mask], atol=1.0)
 
 
-def test_validation_depends_on_the_arguments_alone(evaluator, params):
-    first = evaluator.validate(params, None)
-    assert first == evaluator.validate(params, None)
+def test_validation_depends_on_the_arguments_alone(evaluator, base):
+    first = evaluator.validate(base)
+    assert first == evaluator.validate(base)
     assert set(first) == {"kl", "kl_generator", "consistency", "listed"}
     assert "validation KL" in evaluator.describe(first)
 
 
-def test_a_report_holds_every_writer(evaluator, params, task):
-    findings = evaluator.report(params, None)
+def test_a_report_holds_every_writer(evaluator, base, task):
+    findings = evaluator.report(base)
     assert set(findings.methods) == {"base", "base_continuation", "metrics", "posterior"}
     # Without an adapter the policy is the base.
     assert findings.methods["metrics"] == findings.methods["base"]
@@ -124,13 +126,13 @@ def test_a_report_holds_every_writer(evaluator, params, task):
     assert task.splits["test"][0].ending in findings.page
 
 
-def test_real_stories_are_measured_by_text_and_judge(evaluator, params, monkeypatch):
+def test_real_stories_are_measured_by_text_and_judge(evaluator, base, monkeypatch):
     monkeypatch.setattr(Infilling, "candidates", lambda self, split, example: {})
     read = []
     monkeypatch.setattr(Judge, "check", lambda self: None)
     monkeypatch.setattr(Judge, "score", lambda self, story: read.append(story) or 2.0)
     config = dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1", judge_model="m")
-    findings = dataclasses.replace(evaluator, config=config, _posteriors={}).report(params, None)
+    findings = dataclasses.replace(evaluator, config=config, _posteriors={}).report(base)
     assert set(findings.methods) == {"base", "base_continuation", "metrics", "reference"}
     assert "kl" not in findings.methods["metrics"]
     assert findings.methods["reference"] == {"judge": 2.0, "judge_failed": 0.0}
@@ -138,16 +140,14 @@ def test_real_stories_are_measured_by_text_and_judge(evaluator, params, monkeypa
     assert "judge, 1-5" in findings.page
 
 
-def test_a_reward_may_hold_arrays(evaluator, params):
+def test_a_reward_may_hold_arrays(evaluator, base):
     """It is not hashable then; the same numbers come out as of the task's own."""
-    plain = PosteriorReward(evaluator.model)
-    words = PosteriorReward(evaluator.model, vocabulary_penalty=np.zeros(evaluator.model.vocab_size))
+    plain = PosteriorReward()
+    words = PosteriorReward(vocabulary_penalty=np.zeros(base.shape.vocab_size))
     listed = list_sentences(evaluator.task, "test", 2, evaluator.task.constraint().horizon)
     query = jax.tree.map(lambda x: x[:2], evaluator.task.queries("test"))
     found = [
-        Scorer(evaluator.model, reward, evaluator.task.constraint(), 2).log_reward(
-            params, query, listed.ids[:, :2], listed.lengths[:, :2]
-        )
+        Scorer(reward, evaluator.scorer.rules, 2).log_reward(base, query, listed.ids[:, :2], listed.lengths[:, :2])
         for reward in (plain, words)
     ]
     np.testing.assert_allclose(*found, atol=1e-4)
@@ -162,7 +162,7 @@ def test_settings_are_checked():
 
 def test_the_shipped_model_knows_the_stories(task):
     # The target of the tiny run is the base's posterior: it must be near the generator's for that to mean anything.
-    model, params = load_model(model_folder("tiny-stories"))
-    evaluator = InfillingEvaluator(model, task, CONFIG, temperature=1.0)
-    log_p = evaluator.posterior(params, "test")
+    base = LanguageModel(*load_model(model_folder("tiny-stories")))
+    evaluator = InfillingEvaluator(task, task.reward(base.shape), CONFIG, temperature=1.0)
+    log_p = evaluator.posterior(base, "test")
     assert infilling_exact.divergence(evaluator.listed["test"].generator, log_p).mean() < 0.2

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_worlds import random_params, tiny
 
-from gfn_jax.algorithms.language_model import LanguageModeling
 from gfn_jax.evaluation.perplexity import make_perplexity
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.likelihood import next_token_loss
 from gfn_jax.types import Tokens
 
 MODEL = tiny(num_layers=1)
@@ -16,10 +17,10 @@ def test_the_last_pass_counts_only_the_documents_that_are_left():
     rng = np.random.default_rng(0)
     mask = jnp.asarray(np.arange(6) < np.array([6, 4, 6, 2, 5])[:, None])
     documents = Tokens(jnp.asarray(rng.integers(0, 23, (5, 6))), mask)
-    algorithm, params = LanguageModeling(MODEL), random_params(MODEL)
-    measured = jax.jit(algorithm.measure)(params, None, documents, mask)
+    model = LanguageModel(MODEL, random_params(MODEL))
+    measured = jax.jit(next_token_loss)(model, documents, mask)
     expected = float(measured.total / measured.weight)
     for batch in (2, 8):
-        found = make_perplexity(algorithm, documents, mask, batch)(params, None)
+        found = make_perplexity(documents, mask, batch)(model)
         assert math.isclose(found["nll"], expected, rel_tol=1e-5)
         assert math.isclose(found["perplexity"], math.exp(expected), rel_tol=1e-4)

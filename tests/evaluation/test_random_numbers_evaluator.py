@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from gfn_jax.environments import NoTool
 from gfn_jax.evaluation import random_numbers
 from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy, unit_gain
 from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, RandomNumbersEvaluator, distances, kl
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
 from gfn_jax.text.wordlevel import tokenizer_of
@@ -22,7 +22,7 @@ CONFIG = RandomNumbersConfig("0", None, "poisson", 0, 12, 3.0, {}, 7.0, 0, 3, Fa
 
 @pytest.fixture(scope="module")
 def world():
-    """(evaluator, parameters) of a random decoder."""
+    """The evaluator, and a random decoder."""
     tokenizer = tokenizer_of(["10", "12", *"0123456789"], r"[\s\S]")
     model = ModelConfig(
         vocab_size=len(tokenizer),
@@ -35,18 +35,16 @@ def world():
         max_positions=8,
         rotary_dim=8,
     )
-    params = jax.jit(lambda key: unit_gain(decoder.init_params(key, model)))(jax.random.key(0))
+    base = LanguageModel(model, jax.jit(lambda key: unit_gain(decoder.init_params(key, model)))(jax.random.key(0)))
     task = RandomNumbers(CONFIG, tokenizer, model.vocab_size)
-    return RandomNumbersEvaluator(model, task, RandomNumbersEvaluationConfig(1, 20_000, 1000, 0)), params
+    return RandomNumbersEvaluator(task, RandomNumbersEvaluationConfig(1, 20_000, 1000, 0)), base
 
 
 def test_probabilities_are_those_of_every_text_that_spells_the_number(world):
-    evaluator, params = world
+    evaluator, base = world
     task = evaluator.task
-    everything = enumerate_completions(evaluator.constraint, NoTool())
-    log_q = jax.jit(log_policy, static_argnums=0)(
-        evaluator.model, params, None, evaluator.prompt, everything, evaluator.constraint
-    )
+    everything = enumerate_completions(evaluator.rules)
+    log_q = jax.jit(log_policy)(base, evaluator.prompt, everything, evaluator.rules)
     by_text: dict[str, float] = {}
     special = set(task.tokenizer.all_special_ids)
     lengths = np.asarray(everything.token_mask).sum(1)
@@ -55,12 +53,12 @@ def test_probabilities_are_those_of_every_text_that_spells_the_number(world):
         by_text[text] = by_text.get(text, 0.0) + math.exp(value)
     assert sum(by_text.values()) == pytest.approx(1, abs=1e-4)
     want = [by_text[str(number)] for number in range(13)]
-    np.testing.assert_allclose(evaluator.probabilities(params, None), want, rtol=1e-4)
+    np.testing.assert_allclose(evaluator.probabilities(base), want, rtol=1e-4)
 
 
 def test_samples_agree_with_the_enumeration(world):
-    evaluator, params = world
-    exact, sampled = evaluator.validate(params, None), evaluator.estimate(params, None)
+    evaluator, base = world
+    exact, sampled = evaluator.validate(base), evaluator.estimate(base)
     valid = exact["valid_mass"]
     assert sampled["samples"] == 20_000
     assert sampled["sampled_valid_mass"] == pytest.approx(valid, abs=4 * math.sqrt(valid * (1 - valid) / 20_000))
@@ -69,18 +67,18 @@ def test_samples_agree_with_the_enumeration(world):
 
 
 def test_a_base_that_writes_no_number_has_no_sampled_distance(world, monkeypatch):
-    evaluator, params = world
+    evaluator, base = world
     monkeypatch.setattr(random_numbers, "sample_completions", lambda *args, samples, **settings: [[[]] * samples])
-    found = evaluator.estimate(params, None)
+    found = evaluator.estimate(base)
     assert (found["sampled_kl"], found["sampled_valid_mass"]) == (None, 0.0)
     found |= distances(np.full(13, 1 / 13), evaluator.log_p)
     assert "none valid (" in evaluator.page({"base": found, "metrics": found}, {"base": [1.0], "number": [3]})
 
 
 def test_the_report_names_what_it_must_for_policy_and_base(world):
-    evaluator, params = world
-    lora = init_lora(jax.random.key(1), evaluator.model, LoraConfig(rank=2, alpha=2.0, targets=("q", "head")))
-    findings = evaluator.report(params, lora)
+    evaluator, base = world
+    lora = init_lora(jax.random.key(1), base.shape, LoraConfig(rank=2, alpha=2.0, targets=("q", "head")))
+    findings = evaluator.report(base.adapted(lora))
     names = {"kl_to_target", "kl_from_target", "valid_mass", "covered", "sampled_kl", "sampled_noise_floor"}
     assert names <= findings.methods["metrics"].keys() == findings.methods["base"].keys()
     assert findings.methods["metrics"] == pytest.approx(findings.methods["base"], rel=1e-4)  # a fresh adapter

@@ -26,7 +26,10 @@ def test_parts_have_one_shape_and_every_row_once(size):
 
 def test_eight_devices_share_the_rows():
     """The same samples as on one device, every row computed by one of them, whatever the number of prompts."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}",
+        "JAX_PLATFORMS": "cpu",
+    }
     flags |= {"NPROC": "64", "PJRT_NPROC": "64"}
     script = pathlib.Path(__file__).with_name("rows_on_eight_devices.py")
     paths = os.pathsep.join([*sys.path, str(script.parents[1])])

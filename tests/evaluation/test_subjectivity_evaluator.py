@@ -16,6 +16,8 @@ from gfn_jax.evaluation.subjectivity import (
 )
 from gfn_jax.models import decoder
 from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.tasks.subjectivity import Subjectivity, SubjectivityConfig
 from gfn_jax.text.batching import pad_right
@@ -44,63 +46,62 @@ def evaluator():
         wrong_label_penalty=0.0,
         reward_adapter=None,
     )
-    model, params = load_model(folder, jnp.float32)
-    task = Subjectivity(settings, tokenizer, model.vocab_size)
-    return SubjectivityEvaluator(model, task, CONFIG), params
+    base = LanguageModel(*load_model(folder, jnp.float32))
+    return SubjectivityEvaluator(Subjectivity(settings, tokenizer, base.shape.vocab_size), CONFIG), base
 
 
-probabilities_of = jax.jit(label_probabilities, static_argnums=0)
+probabilities_of = jax.jit(label_probabilities)
 
 
-def by_full_pass(judge, params, before: list[str], after: list[list[str]]) -> np.ndarray:
+def by_full_pass(judge, base, before: list[str], after: list[list[str]]) -> np.ndarray:
     """Softmax over a row's continuations of log p of all their tokens, by one plain forward pass over whole texts."""
-    model, tokenizer = judge.model, judge.task.tokenizer
+    tokenizer = judge.task.tokenizer
     heads = [len(tokenizer(text)["input_ids"]) for text in before for _ in LABELS]
     rows = [tokenizer(text + end)["input_ids"] for text, ends in zip(before, after, strict=True) for end in ends]
     tokens = pad_right(rows, 0)
 
     @jax.jit
-    def log_probs(params, tokens):
-        hidden, _ = decoder.prefill(model, params, None, tokens)
-        found = jax.nn.log_softmax(decoder.logits(model, decoder.select_head(model, params, None), hidden))[:, :-1]
+    def log_probs(model, tokens):
+        hidden, _ = decoder.prefill(model, tokens)
+        found = jax.nn.log_softmax(decoder.logits(decoder.select_head(model), hidden))[:, :-1]
         return jnp.take_along_axis(found, tokens.ids[:, 1:, None], axis=-1)[..., 0]
 
-    found = np.asarray(log_probs(params, tokens))
+    found = np.asarray(log_probs(base, tokens))
     scores = [row[head - 1 : len(ids) - 1].sum() for row, head, ids in zip(found, heads, rows, strict=True)]
     scores = np.exp(np.array(scores, np.float64).reshape(len(before), -1))
     return scores / scores.sum(1, keepdims=True)
 
 
 def test_label_probabilities_are_those_of_the_joined_texts(evaluator):
-    (judge, params), texts = evaluator, (" full of praise", " a plot summary", " about")
+    (judge, base), texts = evaluator, (" full of praise", " a plot summary", " about")
     task, tokenizer = judge.task, judge.task.tokenizer
     ids = [tokenizer(text)["input_ids"] for text in texts]
     completion = jnp.array([[*row, *[task.stop_id] * 6][:6] for row in ids])
-    reasons = teacher_force(completion, jnp.array([3, 3, 1]), task.constraint(), task.environment)
+    reasons = teacher_force(completion, jnp.array([3, 3, 1]), Rules(task.constraint(), task.environment))
     prompt = jax.tree.map(lambda x: x[:3], task.queries("test").prompt)
-    found = probabilities_of(judge.model, params, None, prompt, task.answers(), reasons)
+    found = probabilities_of(base, prompt, task.answers(), reasons)
     before = [task.prompt(task.review("test", row)) for row in range(3)]
     after = [[f"{text}, so it is {label}." for label in LABELS] for text in texts]
-    np.testing.assert_allclose(found, by_full_pass(judge, params, before, after), rtol=1e-4)
+    np.testing.assert_allclose(found, by_full_pass(judge, base, before, after), rtol=1e-4)
 
 
 def test_asking_at_once_scores_the_label_alone(evaluator):
-    judge, params = evaluator
-    found = judge.direct(params, None, "test", reviews=3)
+    judge, base = evaluator
+    found = judge.direct(base, "test", reviews=3)
     before = [judge.task.prompt(judge.task.review("test", row)) for row in range(3)]
-    wanted = by_full_pass(judge, params, before, [[f" {label}." for label in LABELS]] * 3)
+    wanted = by_full_pass(judge, base, before, [[f" {label}." for label in LABELS]] * 3)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_every_review_is_judged_once_whatever_the_batch(evaluator):
-    judge, params = evaluator
-    judgement = judge.judge(params, None, None, "test")  # 6 reviews in batches of 4
+    judge, base = evaluator
+    judgement = judge.judge(base, base, "test")  # 6 reviews in batches of 4
     assert judgement.probabilities.shape == (6, 4, 2)
     np.testing.assert_allclose(judgement.probabilities.sum(-1), 1.0, rtol=1e-5)
     assert [len(row) for row in judgement.rationales] == [4] * 6
-    assert judge.judge(params, None, None, "validation", 3).probabilities.shape == (3, 4, 2)
+    assert judge.judge(base, base, "validation", 3).probabilities.shape == (3, 4, 2)
     thirds = dataclasses.replace(judge, config=dataclasses.replace(CONFIG, batch=3))
-    np.testing.assert_allclose(judge.direct(params, None, "test"), thirds.direct(params, None, "test"), rtol=1e-4)
+    np.testing.assert_allclose(judge.direct(base, "test"), thirds.direct(base, "test"), rtol=1e-4)
 
 
 def test_metrics_by_hand(evaluator):
@@ -133,16 +134,16 @@ def test_answers_are_drawn_in_proportion():
 
 
 def test_the_shipped_base_knows_reasons_but_not_labels(evaluator):
-    judge, params = evaluator
+    judge, base = evaluator
     task = judge.task
     task = dataclasses.replace(task, config=dataclasses.replace(task.config, test=200))
     judge = dataclasses.replace(judge, task=task, config=dataclasses.replace(CONFIG, batch=100))
-    zero_shot = judge.direct(params, None, "test").argmax(1) == task.truth("test")
+    zero_shot = judge.direct(base, "test").argmax(1) == task.truth("test")
     assert 0.45 < zero_shot.mean() < 0.6
     reviews = draw_reviews("test", 200, 0)
     ids = [task.tokenizer(" " + REASONS[review.reason].text)["input_ids"] for review in reviews]
     completion = jnp.array([[*row, *[task.stop_id] * 6][:6] for row in ids])
     lengths = jnp.array([len(row) for row in ids])
-    reasons = teacher_force(completion, lengths, task.constraint(), task.environment)
-    found = probabilities_of(judge.model, params, None, task.queries("test").prompt, task.answers(), reasons)
+    reasons = teacher_force(completion, lengths, Rules(task.constraint(), task.environment))
+    found = probabilities_of(base, task.queries("test").prompt, task.answers(), reasons)
     assert np.asarray(found)[np.arange(200), task.truth("test")].mean() > 0.95

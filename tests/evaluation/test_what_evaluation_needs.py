@@ -1,6 +1,7 @@
 """What an evaluation needs and is not there is said when the evaluator is made, which is before training."""
 
 import dataclasses
+import functools
 import sys
 import types
 
@@ -10,8 +11,14 @@ from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, Contin
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
 from gfn_jax.evaluation.text_metrics import BertScore
 
-SENTENCES = ContinuationEvaluator, ContinuationEvaluationConfig(1, 0, 4, 2, 0, (), (), False, 1, 1.0, None)
-STORIES = InfillingEvaluator, InfillingEvaluationConfig(1, 3, 4, 2, 1.0, 2, 0, None, 1, None, None, 1)
+SENTENCES = (
+    functools.partial(ContinuationEvaluator, None),
+    ContinuationEvaluationConfig(1, 0, 4, 2, 0, (), (), False, 1, 1.0, None),
+)
+STORIES = (
+    functools.partial(InfillingEvaluator, None, None),
+    InfillingEvaluationConfig(1, 3, 4, 2, 1.0, 2, 0, None, 1, None, None, 1),
+)
 
 
 class Refusing:
@@ -58,4 +65,4 @@ def test_what_is_missing_is_said_before_training(monkeypatch, evaluator, changes
         monkeypatch.setitem(sys.modules, name, package if installed else None)
     kind, config = evaluator
     with pytest.raises(error, match=line):
-        kind(None, None, dataclasses.replace(config, **changes), 1.0)
+        kind(dataclasses.replace(config, **changes), 1.0)

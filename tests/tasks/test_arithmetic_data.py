@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_files import write_questions
 
 from gfn_jax.datasets.building import build_once, default_cache
 from gfn_jax.tasks import arithmetic_data
@@ -93,6 +94,7 @@ def test_neither_tensorflow_nor_hash_seed_matters(generated, tmp_path):
     assert output.split() == [hashlib.sha256(repr(generated).encode()).hexdigest()]  # and no progress bars
 
 
+@pytest.mark.reference
 def test_released_files(shared):
     splits = load_examples(shared / "data" / "arithmetic")
     sizes = {split: len(examples) for split, examples in splits.items()}
@@ -107,8 +109,14 @@ def test_released_files(shared):
     assert first.answer_text == ". The answer is -6."
 
 
-def test_released_splits_beside_each_other(shared):
-    splits = load_examples(shared / "data" / "arithmetic")
+@pytest.mark.parametrize("files", ["ours", pytest.param("released", marks=pytest.mark.reference)])
+def test_released_splits_beside_each_other(files, request, tmp_path):
+    if files == "ours":
+        write_questions(tmp_path, known=7)
+        splits = load_examples(tmp_path)
+        assert [len(splits[f"test_{k}_decontaminated"]) for k in (3, 4, 5)] == [43, 43, 43]
+    else:
+        splits = load_examples(request.getfixturevalue("shared") / "data" / "arithmetic")
     questions = {split: {example.question for example in examples} for split, examples in splits.items()}
     trained = questions["demonstrations"] | questions["train"]
     for operands in (3, 4, 5):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from gfn_jax.tasks.continuation import ILLEGAL, Continuation, ContinuationConfig
-from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.text.tokens import token_strings
 from gfn_jax.worlds.stories_corpus import build_tokenizer
 
@@ -76,14 +75,18 @@ def test_an_unknown_rule_and_a_missing_begin_of_text_are_said(stories):
         Continuation(dataclasses.replace(CONFIG, begin_of_text=True), stories.tokenizer, 200).queries("train")
 
 
-def test_gpt2_writes_one_full_stop_and_nothing_behind_it(shared):
-    tokenizer = load_tokenizer(shared / "tokenizers" / "gpt2")
-    task = Continuation(CONFIG, tokenizer, 50257)
+@pytest.mark.parametrize(
+    ("name", "fewest", "most"),
+    [("byte-level", 40, 50), pytest.param("tokenizers/gpt2", 400, 600, marks=pytest.mark.reference)],
+)
+def test_tokens_of_bytes_write_one_full_stop_and_nothing_behind_it(name, fewest, most, tokenizer_named):
+    tokenizer = tokenizer_named(name)
+    task = Continuation(CONFIG, tokenizer, len(tokenizer))
     strings = token_strings(tokenizer)
     legal = np.asarray(task.constraint().token_ids).tolist()
     assert [strings[i] for i in legal if "." in strings[i]] == ["."]
     assert strings[task.stop_id] == "."
-    assert 400 < 50257 - len(legal) < 600
+    assert fewest < len(tokenizer) - len(legal) < most
     for text in (" the", " I", ",", "!", '"'):
         assert text in {strings[i] for i in legal}
     assert task.decode(tokenizer(" He left")["input_ids"]) == " He left"

@@ -1,6 +1,5 @@
 """Infilling: what policy and reward see, which sentences may be written, what the seeds and the candidates are."""
 
-import csv
 import dataclasses
 import math
 
@@ -8,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_files import write_stories
+from tiny_tokenizers import BYTE_LEVEL
 
-from gfn_jax.datasets.rocstories import COLUMNS
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import checked
 from gfn_jax.tasks.infilling import Infilling, InfillingConfig
-from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 TINY = InfillingConfig(
@@ -61,23 +62,28 @@ def test_the_parts_are_the_story(task, tokenizer):
 
 def test_the_reward_is_the_likelihood_of_the_story(task, tokenizer):
     model = ModelConfig(len(tokenizer), 16, 1, 2, 2, 8, 16, max_positions=64, rotary_dim=8)
-    params = decoder.init_params(jax.random.key(0), model)
+    base = LanguageModel(model, decoder.init_params(jax.random.key(0), model))
     reward, query = task.reward(model), jax.tree.map(lambda x: x[:3], task.queries("test"))
     problems = task.splits["test"][:3]
     rows = [task.encode_middle(problem, problem.middle) for problem in problems]
     ids = np.full((3, TINY.max_length + 1), task.stop_id, np.int32)
     for row, tokens in zip(ids, rows):
         row[: len(tokens)] = tokens
-    rollout = teacher_force(jnp.asarray(ids), jnp.asarray([len(x) for x in rows]), task.constraint(), task.environment)
-    log_reward = jax.jit(reward.log_reward)(params, reward.prepare(params), query, rollout)
+    rollout = teacher_force(
+        jnp.asarray(ids), jnp.asarray([len(x) for x in rows]), Rules(task.constraint(), task.environment)
+    )
+    log_reward = jax.jit(reward.log_reward)(base, reward.prepare(base), query, rollout)
     for n, problem in enumerate(problems):
         text = tokenizer(problem.story(problem.middle[:-1]))["input_ids"]
         begin = len(real(query.context, n))
         tokens = jnp.asarray([text])
         hidden, _ = decoder.forward(
-            model, params, None, tokens, jnp.arange(len(text))[None], jnp.tril(jnp.ones((len(text),) * 2, bool))[None]
+            base,
+            tokens,
+            jnp.arange(len(text))[None],
+            jnp.tril(jnp.ones((len(text),) * 2, bool))[None],
         )
-        log_p = jax.nn.log_softmax(decoder.logits(model, decoder.select_head(model, params, None), hidden[0]))
+        log_p = jax.nn.log_softmax(decoder.logits(decoder.select_head(base), hidden[0]))
         expected = sum(log_p[t - 1, text[t]] for t in range(begin, len(text)))
         assert math.isclose(log_reward[n, len(rows[n])], expected, abs_tol=1e-3)
 
@@ -96,7 +102,7 @@ def test_seeds_are_the_true_sentences(task, tokenizer):
     assert np.asarray(seeds.example_id).tolist() == list(range(20))
     for row, length, problem in zip(np.asarray(seeds.completion), np.asarray(seeds.length), task.splits["train"]):
         assert task.decode(row[:length].tolist()).strip() + "." == problem.middle
-    rollout = teacher_force(seeds.completion, seeds.length, task.constraint(), task.environment)
+    rollout = teacher_force(seeds.completion, seeds.length, Rules(task.constraint(), task.environment))
     assert np.asarray(rollout.action_mask).any(axis=1).all()
 
 
@@ -139,21 +145,21 @@ def test_sections_are_checked():
         checked(InfillingConfig, vars(TINY) | {"test_stories": 0}, "infilling.")
 
 
-@pytest.fixture(scope="module")
-def real_stories(shared, tmp_path_factory):
-    """The task on GPT-2's tokenizer and stories of another author, some of whose sentences cannot be written."""
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
+def real_stories(request, tokenizer_named, tmp_path_factory):
+    """The task on a tokenizer of bytes and stories of another author, some of whose sentences cannot be written."""
     folder = tmp_path_factory.mktemp("stories")
     middles = ("She sold it", "She yelled 'Stop!' at the dog.", "She sold it to a neighbour for $3.50.", "What a day!")
     fourth = [*middles, "She went to the shop to buy a new one."]
-    with (folder / "stories.csv").open("w") as file:
-        writer = csv.writer(file)
-        writer.writerow(("storyid", "storytitle", *COLUMNS))
-        for n in range(1200):
-            writer.writerow((n, "", f"Ann lost hat {n}.", "She was sad.", "It was red.", fourth[n % 5], "It was over."))
+    stories = [
+        (f"Ann lost hat {n}.", "She was sad.", "It was red.", fourth[n % 5], "It was over.") for n in range(1200)
+    ]
+    write_stories(folder / "stories.csv", stories)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GFN_JAX_CACHE", str(folder / "cache"))
         config = dataclasses.replace(TINY, data_dir=str(folder), min_length=3, max_length=25)
-        task = Infilling(config, load_tokenizer(shared / "tokenizers" / "gpt2"), 50257)
+        tokenizer = tokenizer_named(request.param)
+        task = Infilling(config, tokenizer, len(tokenizer))
         assert len(task.splits["train"]) == 30
     return task
 

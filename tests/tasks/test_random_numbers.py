@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_tokenizers import BYTE_LEVEL
 
 from gfn_jax.environments import NoTool
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import checked
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
-from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.worlds.numbers_corpus import build_tokenizer
 
 UNIFORM = RandomNumbersConfig(
@@ -37,15 +38,15 @@ def task_of(config: RandomNumbersConfig, tokenizer=None) -> RandomNumbers:
     return RandomNumbers(config, tokenizer, len(tokenizer))
 
 
-@pytest.fixture(scope="module")
-def gpt2(shared):
-    return load_tokenizer(shared / "tokenizers" / "gpt2")
+@pytest.fixture(scope="module", params=BYTE_LEVEL)
+def byte_level(request, tokenizer_named):
+    return tokenizer_named(request.param)
 
 
 def log_rewards(task: RandomNumbers, completion: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    rollout = teacher_force(jnp.asarray(completion), jnp.asarray(lengths), task.constraint(), NoTool())
+    rollout = teacher_force(jnp.asarray(completion), jnp.asarray(lengths), Rules(task.constraint(), NoTool()))
     reward = task.reward(None)
-    return np.asarray(jax.jit(reward.log_reward)({}, reward.prepare({}), None, rollout))
+    return np.asarray(jax.jit(reward.log_reward)(None, reward.prepare(None), None, rollout))
 
 
 def expected(task: RandomNumbers, ids: list[int]) -> float:
@@ -111,9 +112,11 @@ def test_the_automaton_is_plain_python_on_random_strings(config):
         np.testing.assert_allclose(values[: ended + 1], want, rtol=1e-6)
 
 
-def test_the_automaton_reads_tokens_of_several_digits(gpt2):
-    task = task_of(UNIFORM, gpt2)
-    pieces = [gpt2.convert_tokens_to_ids(t) for t in ("0", "00", "1", "10", "100", "7", "57", "Ġ7", "-", "1000", "a")]
+def test_the_automaton_reads_tokens_of_several_digits(byte_level):
+    task = task_of(UNIFORM, byte_level)
+    pieces = [
+        byte_level.convert_tokens_to_ids(t) for t in ("0", "00", "1", "10", "100", "7", "57", "Ġ7", "-", "1000", "a")
+    ]
     completion = np.random.default_rng(0).choice([*pieces, task.stop_id], (300, 6))
     completion[:, 5] = task.stop_id
     got = log_rewards(task, completion, np.full(300, 5))
@@ -138,10 +141,10 @@ def test_the_reward_is_zero_for_a_uniform_target_in_characters():
     assert (~np.isnan(log_reward)).sum() == 101
 
 
-def test_spellings_in_several_tokens_share_the_reward(gpt2):
-    task = task_of(dataclasses.replace(UNIFORM, distribution="poisson"), gpt2)
+def test_spellings_in_several_tokens_share_the_reward(byte_level):
+    task = task_of(dataclasses.replace(UNIFORM, distribution="poisson"), byte_level)
     spellings = task.spellings
-    texts = [gpt2.decode(ids[:n]) for ids, n in zip(spellings.completion, spellings.length, strict=True)]
+    texts = [byte_level.decode(ids[:n]) for ids, n in zip(spellings.completion, spellings.length, strict=True)]
     assert texts == [str(n) for n in spellings.number]
     assert texts.count("7") == 1
     assert texts.count("57") == 2
@@ -152,8 +155,8 @@ def test_spellings_in_several_tokens_share_the_reward(gpt2):
     np.testing.assert_allclose(by_number, 101 * np.exp(list(task.log_target.values())), rtol=1e-4)
 
 
-def test_lengths_limit_the_spellings(gpt2):
-    short = task_of(dataclasses.replace(UNIFORM, max_length=1), gpt2)
+def test_lengths_limit_the_spellings(byte_level):
+    short = task_of(dataclasses.replace(UNIFORM, max_length=1), byte_level)
     assert (short.spellings.length == 1).all()
     assert len(short.spellings.number) == 101
     with pytest.raises(ValueError, match="cannot write 100 in 0 to 2 tokens"):

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from tiny_files import made_up_stories, write_stories
 
+from gfn_jax.datasets.rocstories import load_stories
 from gfn_jax.sections import checked
 from gfn_jax.tasks.texts import TextConfig, hold_out, read_texts
 
@@ -84,12 +86,11 @@ def test_texts_that_are_not_named_are_asked_for():
         read_texts(checked(TextConfig, vars(config_of("a.txt")) | {"path": None}, "data."))
 
 
-def test_stories_keep_to_the_splits_that_the_task_leaves_them(shared, tmp_path, monkeypatch):
-    monkeypatch.setenv("GFN_JAX_CACHE", str(tmp_path))
-    folder = shared / "data" / "rocstories"
-    train, held_out = read_texts(config_of(folder, source="rocstories"))
-    from gfn_jax.datasets.rocstories import load_stories
-
-    splits = load_stories(folder)
+def test_stories_keep_to_the_splits_that_the_task_leaves_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("GFN_JAX_CACHE", str(tmp_path / "cache"))
+    write_stories(tmp_path / "stories.csv", made_up_stories(1130))
+    train, held_out = read_texts(config_of(tmp_path, source="rocstories"))
+    splits = load_stories(tmp_path)
+    assert len(splits["finetune"]) == 30
     assert train == [" ".join(story) for story in splits["finetune"]]
     assert held_out == [" ".join(story) for story in splits["validation"]]

@@ -16,8 +16,8 @@ DELIBERATE = {
 SAYS_MINUS_ONE = {"-1", "The answer is -1."}
 
 
-def test_against_the_papers_code(shared):
-    cases = json.loads((shared / "golden" / "answers.json").read_text())
+def test_against_the_papers_code(golden_folder):
+    cases = json.loads((golden_folder / "answers.json").read_text())
     assert len(cases) == 61
     for case in cases:
         text, theirs = case["text"], case["extracted"]

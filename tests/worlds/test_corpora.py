@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from gfn_jax.runs.texts import read_phases
+from gfn_jax.runs.config import read_pretraining
 from gfn_jax.worlds.corpora import CORPORA, corpus_kind
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -23,8 +23,8 @@ def test_every_corpus_fits_its_preset_and_its_tokenizer(name):
     assert config.corpus == name
     for phase in config.phases.values():
         phase.documents = 20
-    kind = corpus_kind(name)
-    phases, corpora = read_phases(config, kind)
+    run = read_pretraining(config)
+    kind, phases, corpora = run.corpus, run.phases, run.documents
     assert [(phase.first, phase.end) for phase in phases] == [(20 * n, 20 * n + 20) for n in range(len(phases))]
     assert all(phase.steps >= 1 for phase in phases)
     tokenizer = kind.build_tokenizer()
