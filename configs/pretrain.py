@@ -4,13 +4,13 @@
 
 Presets, one a corpus:
 
-    :arithmetic  worked examples in one style a document (tasks/arithmetic_corpus.py): first mostly correct chains,
+    :arithmetic  worked examples in one style a document (worlds/arithmetic_corpus.py): first mostly correct chains,
                  then mostly the expression said again. So the base is left as imperfect as the paper's: it knows
                  chains, and goes on in the style it is shown, but left alone it takes the shortcut. The corpus holds
                  no question of the task
-    :numbers     random numbers (tasks/numbers_corpus.py)
-    :stories     five-sentence stories (tasks/stories_corpus.py)
-    :reviews     reviews with reasons and labels (tasks/reviews_corpus.py)
+    :numbers     random numbers (worlds/numbers_corpus.py)
+    :stories     five-sentence stories (worlds/stories_corpus.py)
+    :reviews     reviews with reasons and labels (worlds/reviews_corpus.py)
 
 The model is written to WORKDIR/model as an ordinary Hugging Face folder. A phase's values are `steps` and fields of its
 corpus's dataclass; its seed follows from `seed` and the phase's number.
@@ -30,7 +30,7 @@ def base(corpus: str) -> ml_collections.ConfigDict:
     """What the presets have in common; each adds its `phases`."""
     config = ml_collections.ConfigDict()
     config.task = "pretrain"
-    config.corpus = corpus  # one of tasks/corpora.py
+    config.corpus = corpus  # one of worlds/corpora.py
     config.seed = 0
     config.log_every = 50
     config.save_every = 500

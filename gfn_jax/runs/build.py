@@ -1,18 +1,43 @@
-"""From a ConfigDict to a run: the `build*` modules are the only readers of configuration."""
+"""From a config to what it describes, ready to be completed: the door behind which no ConfigDict is seen."""
 
+import dataclasses
 import pathlib
+from typing import Protocol
 
 import ml_collections
 
+from gfn_jax.runs.config import Finetuning, Pretraining, read
 from gfn_jax.runs.em import build_em
-from gfn_jax.runs.policy import build_gflownet
-from gfn_jax.runs.texts import LANGUAGE_MODELING
-from gfn_jax.sections import RunConfig, check_secrets, top_level
-from gfn_jax.training.loop import Run
+from gfn_jax.runs.finetuning import build_finetuning
+from gfn_jax.runs.policy import build_policy
+from gfn_jax.runs.pretraining import build_pretraining
+from gfn_jax.training.loop import Run, complete
 
 
-def build(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
-    """The run that a config describes, ready to be trained.
+class Program(Protocol):
+    """One run, or several in turn."""
+
+    @property
+    def run(self) -> Run:
+        """The first, built."""
+
+    def complete(self) -> str:
+        """Trains all there is to train, and returns the last words; raises what `training.loop.complete` does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Single:
+    """A run alone."""
+
+    run: Run
+
+    def complete(self) -> str:
+        """As `training.loop.complete`."""
+        return complete(self.run)
+
+
+def build(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Program:
+    """What a config describes, ready to be completed.
 
     Args:
         config: the whole of it; its `task` says what kind of run it is.
@@ -22,10 +47,11 @@ def build(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
     """
-    top_level(RunConfig, config)  # what any run has: a config of another command is none of these
-    check_secrets(config)
-    if config.task in LANGUAGE_MODELING:
-        return LANGUAGE_MODELING[config.task](config, workdir)
-    if "em" in config and config.em.rounds:
-        return build_em(config, workdir, command)
-    return build_gflownet(config, workdir, command)
+    parsed = read(config)
+    if isinstance(parsed, Pretraining):
+        return Single(build_pretraining(parsed, workdir))
+    if isinstance(parsed, Finetuning):
+        return Single(build_finetuning(parsed, workdir))
+    if parsed.em is not None:
+        return build_em(parsed, parsed.em, workdir, command)
+    return Single(build_policy(parsed, workdir, command))

@@ -1,29 +1,61 @@
-"""The sections that every GFlowNet run has, read and checked before anything is loaded."""
+"""What a config says of a run, read once and checked before anything is loaded: below this, no ConfigDict is seen.
+
+    PolicyRun    a policy trained on a task
+    Pretraining  a tiny base made from nothing
+    Finetuning   an existing model, or an adapter beside it, trained on texts
+
+Each holds its sections as their dataclasses, `values`, what the config holds beside them, and `described`, the plain
+values that a workdir's config.json and its digest are made of.
+"""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from gfn_jax.algorithms.gflownet import GFlowNetConfig
-from gfn_jax.runs.rewards import RewardConfig
-from gfn_jax.models.config import BaseModelConfig
+from gfn_jax.algorithms.entry import AlgorithmEntry, SamplingConfig
+from gfn_jax.algorithms.language_model import Phase
+from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
-from gfn_jax.sections import Count, Nonnegative, Positive, Range, RunConfig, section, top_level
+from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry, blamed, task_entry
+from gfn_jax.runs.rewards import RewardConfig
+from gfn_jax.sections import (
+    LARGEST_INT,
+    Count,
+    Natural,
+    Nonnegative,
+    Positive,
+    Range,
+    RunConfig,
+    check,
+    check_secrets,
+    checked,
+    described,
+    section,
+    top_level,
+    values_of,
+)
+from gfn_jax.tasks.task import TaskEntry
+from gfn_jax.tasks.texts import TextConfig
 from gfn_jax.training.mesh import MeshConfig
 from gfn_jax.training.optimizer import OptimizerConfig
+from gfn_jax.worlds.corpora import CorpusKind, corpus_kind
+
+UNKNOWN_STEPS = LARGEST_INT  # of so many epochs of texts that are not read yet
 
 
 @dataclasses.dataclass(frozen=True)
-class GFlowNetRunConfig(RunConfig):
-    """What the config holds beside its sections.
+class PolicyConfig(RunConfig):
+    """What the config of a policy's training holds beside its sections.
 
     Attributes:
-        steps: of training, discovery included.
+        algorithm: how it is trained: a name in `runs.registry.ALGORITHMS`, or "package.module:NAME" of your own.
+        steps: of training, those before the first update included.
     """
 
+    algorithm: str
     steps: Count
 
 
@@ -43,48 +75,275 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GFlowNetSections:
-    """The sections, each as its dataclass."""
+class EMConfig:
+    """The rounds of expectation maximisation, and what an M-step does.
 
-    run: GFlowNetRunConfig
+    Attributes:
+        rounds: of an E-step and an M-step each; 0 trains the policy alone.
+        samples: reasons a training query that an M-step reads.
+        steps: of an M-step.
+        batch: rows (X, Z, Y) a step.
+        learning_rate, warmup_steps: of an M-step; the rest of the optimizer is the policy's.
+    """
+
+    rounds: Natural
+    samples: Count
+    steps: Count
+    batch: Count
+    learning_rate: Nonnegative
+    warmup_steps: Natural
+
+    def __post_init__(self):
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be less than em.steps, {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingConfig(RunConfig):
+    """What the config of a pretraining holds beside its sections.
+
+    Attributes:
+        corpus: a name in `worlds.corpora.CORPORA`.
+        batch: documents a step.
+        seq_length: tokens a document is cut at.
+    """
+
+    corpus: str
+    batch: Count
+    seq_length: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig(RunConfig):
+    """What the config of a fine-tuning holds beside its sections.
+
+    Attributes:
+        mode: what is trained: all weights, or an adapter.
+        epochs: over the documents.
+        steps: counts instead of the epochs where it is set.
+        batch: documents a step, in all micro-batches.
+        micro_batches: parts that a step is computed in.
+    """
+
+    mode: Literal["full", "lora"]
+    epochs: Positive
+    steps: Count | None
+    batch: Count
+    micro_batches: Count
+
+    def __post_init__(self):
+        if self.batch % self.micro_batches:
+            raise ValueError(f"batch is {self.batch}; it does not divide into {self.micro_batches} micro_batches")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerplexityConfig:
+    """When a fine-tuning measures itself on held-out text.
+
+    Attributes:
+        every: steps between two measurements.
+        batch: documents at once.
+    """
+
+    every: Count
+    batch: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRun:
+    """A policy's training on a task.
+
+    Attributes:
+        method: what `values.algorithm` names.
+        algorithm: its own section, a `method.config`.
+        objective: what it minimises; None for one that minimises something of its own.
+        entry: what `values.task` names.
+        task: the task's own section, an `entry.config`.
+        evaluation: its evaluator's, an `entry.evaluation`.
+        em: the rounds that this is the E-step of, or None.
+    """
+
+    values: PolicyConfig
     model: BaseModelConfig
     mesh: MeshConfig
     lora: LoraConfig
-    gflownet: GFlowNetConfig
-    objective: Objective
+    method: AlgorithmEntry
+    algorithm: SamplingConfig
+    objective: Objective | None
     optimizer: OptimizerConfig
     reward: RewardConfig
+    entry: TaskEntry
+    task: Any
+    evaluation: Any
+    em: EMConfig | None
+    described: Mapping[str, Any]
+
+    @property
+    def reward_adapter(self) -> str | None:
+        """The PEFT folder of the reward model's adapter; None for the base, and for a task that knows no other."""
+        return getattr(self.task, "reward_adapter", None)
 
 
-def read_sections(config: ml_collections.ConfigDict) -> GFlowNetSections:
-    """All of them; the task's own and the evaluator's are read where those are made.
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """A tiny base, made from nothing.
+
+    Attributes:
+        corpus: what `values.corpus` names.
+        phases: in the order of their names.
+        documents: what each phase's are made of, a `corpus.config` each.
+        model: its shape, the corpus's vocabulary included.
+    """
+
+    values: PretrainingConfig
+    corpus: CorpusKind
+    phases: tuple[Phase, ...]
+    documents: tuple[Any, ...]
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    described: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """An existing model, or an adapter beside it, trained on texts.
+
+    Attributes:
+        optimizer: for `UNKNOWN_STEPS` where the number of documents is to decide.
+    """
+
+    values: FinetuningConfig
+    model: BaseModelConfig
+    mesh: MeshConfig
+    lora: LoraConfig
+    data: TextConfig
+    optimizer: OptimizerConfig
+    evaluation: PerplexityConfig
+    described: Mapping[str, Any]
+
+
+def read(config: ml_collections.ConfigDict) -> PolicyRun | Pretraining | Finetuning:
+    """The run that a config describes; its `task` says of which kind.
 
     Raises:
         ValueError: a section, a field or a value that is not as it must be, named `section.field`.
     """
-    run = top_level(GFlowNetRunConfig, config)
-    settings = section(GFlowNetConfig, config, "gflownet")
-    if settings.discovery_steps >= run.steps:
+    top_level(RunConfig, config)  # what any run has: a config of another command is none of these
+    check_secrets(config)
+    if config.task == "pretrain":
+        return read_pretraining(config)
+    if config.task == "finetune":
+        return read_finetuning(config)
+    return read_policy_run(config)
+
+
+def read_policy_run(config: ml_collections.ConfigDict) -> PolicyRun:
+    """As `read`, of a config whose task is one."""
+    values = top_level(PolicyConfig, config)
+    method = read_method(config, values.algorithm)
+    algorithm = section(method.config, config, method.section)
+    if algorithm.first_update >= values.steps:
         raise ValueError(
-            f"gflownet.discovery_steps is {settings.discovery_steps}; it must be less than steps, {run.steps}"
+            f"{method.section}.discovery_steps is {algorithm.first_update}; it must be less than steps, {values.steps}"
         )
-    learning = run.steps - settings.discovery_steps
-    return GFlowNetSections(
-        run=run,
+    learning = values.steps - algorithm.first_update
+    entry = task_entry(values.task)
+    with blamed(values.task, f"task {values.task}"):
+        task: Any = section(entry.config, config, entry.section)
+    with blamed(values.task, f"the evaluator of task {values.task}"):
+        evaluation: Any = section(entry.evaluation, config, "evaluation")
+    return PolicyRun(
+        values=values,
         model=section(BaseModelConfig, config, "model"),
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
-        gflownet=settings,
-        objective=read_objective(config, settings.samples),
+        method=method,
+        algorithm=algorithm,
+        objective=read_objective(config, method.section, algorithm.samples) if method.objective else None,
         optimizer=section(OptimizerConfig, config, "optimizer", total_steps=learning),
         reward=section(RewardConfig, config, "reward"),
+        entry=entry,
+        task=task,
+        evaluation=evaluation,
+        em=read_em(config, task),
+        described=described(config),
     )
 
 
-def read_objective(config: ml_collections.ConfigDict, samples: int) -> Objective:
-    """The objective, for N samples a query."""
+def read_method(config: ml_collections.ConfigDict, name: str) -> AlgorithmEntry:
+    """The algorithm of that name, the config having no section that it would not read."""
+    method = algorithm_entry(name)
+    unread = (set(ALGORITHMS) - {method.section}) | (set() if method.objective else {"objective"})
+    for other in sorted(unread & set(config)):
+        raise ValueError(f"the config has a section {other!r}, which algorithm {name!r} does not read: delete it")
+    return method
+
+
+def read_objective(config: ml_collections.ConfigDict, algorithm: str, samples: int) -> Objective:
+    """The objective, for an algorithm's N samples a query."""
     values = section(ObjectiveConfig, config, "objective")
     if values.terms.get("vargrad") and samples < 2:
-        raise ValueError(f"gflownet.samples is {samples}; objective.terms.vargrad needs 2 or more")
+        raise ValueError(f"{algorithm}.samples is {samples}; objective.terms.vargrad needs 2 or more")
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
     return Objective(terms, values.normalization, values.subtb_lambda, values.huber, samples)
+
+
+def read_em(config: ml_collections.ConfigDict, task: Any) -> EMConfig | None:
+    """The rounds, if there are to be any, around the task of that section."""
+    if "em" not in config or not config.em.rounds:
+        return None
+    em = section(EMConfig, config, "em")
+    if not hasattr(task, "reward_adapter"):
+        raise ValueError(f"em.rounds is {em.rounds}; the task {config.task!r} has no reward_adapter to learn")
+    return em
+
+
+def read_pretraining(config: ml_collections.ConfigDict) -> Pretraining:
+    """As `read`, of a config whose task is `pretrain`."""
+    values = top_level(PretrainingConfig, config)
+    corpus = corpus_kind(values.corpus)
+    phases, documents = read_phases(config, values, corpus)
+    steps = sum(phase.steps for phase in phases)
+    shape = dict(values_of(config, "model"))
+    shape |= {"vocab_size": len(corpus.build_tokenizer()), "rotary_dim": shape.get("head_dim")}
+    return Pretraining(
+        values=values,
+        corpus=corpus,
+        phases=phases,
+        documents=documents,
+        model=checked(ModelConfig, shape, "model.", partial=True),
+        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=steps),
+        described=described(config),
+    )
+
+
+def read_phases(
+    config: ml_collections.ConfigDict, values: PretrainingConfig, corpus: CorpusKind
+) -> tuple[tuple[Phase, ...], tuple[Any, ...]]:
+    """The phases in the order of their names, and what each one's documents are made of."""
+    phases: list[Phase] = []
+    corpora: list[Any] = []
+    for number, (name, phase) in enumerate(sorted(values_of(config, "phases").items())):
+        fields = {field: value for field, value in phase.items() if field != "steps"}
+        fixed = {"seq_length": values.seq_length, "seed": 10 * values.seed + number}
+        corpora.append(checked(corpus.config, fields, f"phases.{name}.", partial=True, **fixed))
+        first = phases[-1].end if phases else 0
+        check(Phase, {"steps": phase.get("steps")}, f"phases.{name}.")
+        phases.append(Phase(phase.steps, first, first + corpora[-1].documents))
+    return tuple(phases), tuple(corpora)
+
+
+def read_finetuning(config: ml_collections.ConfigDict) -> Finetuning:
+    """As `read`, of a config whose task is `finetune`."""
+    values = top_level(FinetuningConfig, config)
+    steps = values.steps or UNKNOWN_STEPS
+    return Finetuning(
+        values=values,
+        model=section(BaseModelConfig, config, "model", quantize="none"),
+        mesh=section(MeshConfig, config, "mesh"),
+        lora=section(LoraConfig, config, "lora"),
+        data=section(TextConfig, config, "data"),
+        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=steps),
+        evaluation=section(PerplexityConfig, config, "evaluation"),
+        described=described(config),
+    )

@@ -1,7 +1,8 @@
 """What every GFlowNet run's config holds. A file in `configs/` starts from here and says what is different.
 
 The sections are the fields of frozen dataclasses, where they are explained: `mesh` MeshConfig, `lora` LoraConfig,
-`gflownet` GFlowNetConfig, `objective` Objective, `optimizer` OptimizerConfig, `reward` runs.rewards.RewardConfig.
+`gflownet` GFlowNetConfig, `objective` objectives.Objective, `optimizer` OptimizerConfig, `reward`
+runs.rewards.RewardConfig. This is the one place that has their defaults.
 """
 
 import ml_collections
@@ -11,6 +12,7 @@ def gflownet_config(task: str) -> ml_collections.ConfigDict:
     """The common sections; the caller adds `config[task]` and `config.evaluation`."""
     config = ml_collections.ConfigDict()
     config.task = task
+    config.algorithm = "gflownet"
     config.seed = 0
     config.steps = 1000
     config.log_every = 10

@@ -5,7 +5,8 @@
 
 p_1 is the base; every M-step starts from the base with a new adapter, of the policy's shape, fitted to reasons sampled
 from q_k for the training queries. Each step is a run of its own, WORKDIR/e_step_K and WORKDIR/m_step_K, and goes on
-from its own checkpoints. Any task will do that has answers and a `reward_adapter` in its section.
+from its own checkpoints; its findings are in its results.json, those of the last M-step and a row for each step in
+WORKDIR/results.json. Any task will do that has answers and a `reward_adapter` in its section.
 """
 
 import dataclasses
@@ -17,31 +18,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
-from gfn_jax.algorithms.gflownet import Constants
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
-from gfn_jax.runs.policy import build_gflownet, place
-from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.evaluation.rows import gather
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.adapters import save_adapter
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora, LoraConfig, init_lora
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import init_lora
 from gfn_jax.models.tensor_files import resolve, whole_folder
-from gfn_jax.sections import Count, Natural, Nonnegative, checked, described, section, values_of
+from gfn_jax.policy.constraint import Constants
+from gfn_jax.runs.config import EMConfig, PolicyRun
+from gfn_jax.runs.finetuning import likelihood_run
+from gfn_jax.runs.policy import build_policy
+from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
-from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
-from gfn_jax.training.language_model import ModelState, make_language_model_step
-from gfn_jax.training.loop import Run, Trained, train
+from gfn_jax.training.checkpoint import claim_workdir, config_digest
+from gfn_jax.training.loop import Run, Trained, complete, stoppable
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Params, Query, Tokens
+from gfn_jax.types import Query, Tokens
 
 # Streams of an M-step: fold_in(key of the seed, STREAM), behind the E-step's; rounds are added to the last.
 ORDER, ADAPTER, DROPOUT, SAMPLE = 3, 4, 5, 1000
@@ -49,53 +51,89 @@ _log = logging.getLogger("gfn_jax")
 
 
 @dataclasses.dataclass(frozen=True)
-class EMConfig:
-    """The rounds, and what an M-step does.
+class EM:
+    """E-step 1, M-step 1, E-step 2 and so on: runs that are completed in turn, each built when the last one is done.
 
     Attributes:
-        rounds: of an E-step and an M-step each; 0 trains the GFlowNet alone.
-        samples: reasons a training query that an M-step reads.
-        steps: of an M-step.
-        batch: rows (X, Z, Y) a step.
-        learning_rate, warmup_steps: of an M-step; the rest of the optimizer is the GFlowNet's.
+        config: of the E-steps.
+        em: the rounds.
+        workdir: of all steps, and of the results.
+        command: what repeats it.
+        run: E-step 1, built already: what is wrong is found before anything is trained.
     """
 
-    rounds: Natural
-    samples: Count
-    steps: Count
-    batch: Count
-    learning_rate: Nonnegative
-    warmup_steps: Natural
+    config: PolicyRun
+    em: EMConfig
+    workdir: pathlib.Path
+    command: str
+    run: Run
 
-    def __post_init__(self):
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be less than em.steps, {self.steps}")
+    def complete(self) -> str:
+        """Every step; then what a person reads of the last policy with the last answering model, and of each round.
+
+        Raises:
+            TrainingStopped, TrainingDiverged, EvaluationFailed, OSError, ValueError: as `training.loop.complete`.
+        """
+        rounds: dict[str, Any] = {}
+        run, seconds, page = self.run, 0.0, ""
+        stopped = f"stopped; what the steps of EM have saved is in {self.workdir}; run the same command to go on"
+        with stoppable(stopped):  # between two steps, too
+            for number in range(1, self.em.rounds + 1):
+                if number > 1:
+                    run = build_e_step(self.config, self.workdir, number, self.command)
+                trained, _ = completed(run)
+                seconds += trained.seconds
+                rounds[f"e_step_{number}"] = methods_of(run.workdir)["metrics"]
+                policy = run.constants.base.adapted(trained.state.trainable.lora)
+                m_step = build_m_step(self.config, self.em, self.workdir, number, run.constants, policy, self.command)
+                _, page = completed(m_step)
+                rounds[f"m_step_{number}"] = methods_of(m_step.workdir)["metrics"]
+                e_step, adapted = (shown(found, run) for found in [*rounds.values()][-2:])
+                _log.info("round %d: E-step %s; M-step %s", number, e_step, adapted)
+            results = {**methods_of(m_step.workdir), **rounds}
+            if jax.process_index() == 0:
+                values = self.config.values
+                facts = {
+                    "task": values.task,
+                    "method": f"{self.config.method.section}_em",
+                    "seed": values.seed,
+                    "command": self.command,
+                }
+                write_results(self.workdir / "results.json", {**facts, "seconds": round(seconds, 1), **results})
+        lines = [f"  {name[0].upper()}-step {name[7:]}: {shown(found, run)}" for name, found in rounds.items()]
+        return "\n".join([page, "", "Round by round:", *lines, "", f"Results: {self.workdir / 'results.json'}"])
 
 
-def build_em(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
-    """The first E-step as a run, whose last words are the rest; `command` is what repeats it.
+def build_em(config: PolicyRun, em: EMConfig, workdir: pathlib.Path, command: str = "") -> EM:
+    """The rounds, ready to be completed; `command` is what repeats them.
 
     Raises:
-        ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
+        ValueError, FileNotFoundError: what is wrong with a workdir, the model or the data, in one line.
     """
-    settings = section(EMConfig, config, "em")
-    if "reward_adapter" not in config[config.task]:
-        raise ValueError(f"em.rounds is {settings.rounds}; the task {config.task!r} has no reward_adapter to learn")
-    m_step_optimizer(config, settings)
-    meshes.check_rows(settings.batch, meshes.make_mesh(section(meshes.MeshConfig, config, "mesh")), "value of em.batch")
-    facts = {"task": config.task, "method": "gflownet_em", "seed": config.seed, "command": command}
-    first = build_gflownet(e_step_config(config, None), workdir / "e_step_1", command)
-    for number in range(1, settings.rounds + 1):
-        claim_workdir(m_step_folder(workdir, number), described(config))
+    meshes.check_rows(em.batch, meshes.make_mesh(config.mesh), "value of em.batch")
+    first = build_e_step(config, workdir, 1, command)
+    for number in range(1, em.rounds + 1):
+        claim_workdir(m_step_folder(workdir, number), config.described)
+    return EM(config, em, workdir, command, first)
+
+
+def completed(run: Run) -> tuple[Trained, str]:
+    """Completes a run: what was trained, and its last words; what the first process wrote is there for all to read."""
+    kept: list[Trained] = []
 
     def finish(trained: Trained) -> str:
-        methods, seconds, page = alternate(config, settings, workdir, first, trained)
-        write_results(workdir / "results.json", {**facts, "seconds": round(seconds, 1), **methods})
-        rounds = {name: found for name, found in methods.items() if name[1:].startswith("_step_")}
-        lines = [f"  {name[0].upper()}-step {name[7:]}: {shown(found, first)}" for name, found in rounds.items()]
-        return "\n".join([page, "", "Round by round:", *lines, "", f"Results: {workdir / 'results.json'}"])
+        kept.append(trained)
+        return run.finish(trained)
 
-    return dataclasses.replace(first, finish=finish)
+    words = complete(dataclasses.replace(run, finish=finish))
+    multihost_utils.sync_global_devices(str(run.workdir))
+    return kept[0], words
+
+
+def methods_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """Method -> metrics, of the results that a step has left; what else there is are facts about the run."""
+    results = json.loads((workdir / "results.json").read_text())
+    return {name: found for name, found in results.items() if isinstance(found, dict)}
 
 
 def shown(found: Mapping[str, Any], run: Run) -> str:
@@ -110,73 +148,71 @@ def shown(found: Mapping[str, Any], run: Run) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in (best or numbers).items())
 
 
-def m_step_optimizer(config: ml_collections.ConfigDict, settings: EMConfig) -> OptimizerConfig:
-    """The GFlowNet's, with the M-step's own length, rate and warm-up.
-
-    Raises:
-        ValueError: a value out of range, in one line.
-    """
-    own = {"learning_rate": settings.learning_rate, "warmup_steps": settings.warmup_steps}
-    return checked(OptimizerConfig, {**values_of(config, "optimizer"), **own}, "em.", total_steps=settings.steps)
+def build_e_step(config: PolicyRun, workdir: pathlib.Path, number: int, command: str) -> Run:
+    """A plain run against the base with the adapter of the last M-step, if there was one."""
+    adapter = adapter_folder(workdir, number - 1) if number > 1 else None
+    return build_policy(e_step_config(config, adapter), workdir / f"e_step_{number}", command)
 
 
-def alternate(
-    config: ml_collections.ConfigDict, settings: EMConfig, workdir: pathlib.Path, run: Run, trained: Trained
-) -> tuple[dict[str, Any], float, str]:
-    """Every M-step, and every E-step after the first.
-
-    Returns:
-        Method -> metrics: `metrics` after the last M-step, `e_step_1`, `m_step_1` and so on, the base's; seconds of
-        the E-steps' training; what a person reads of the last policy with the last answering model.
-    """
-    rounds: dict[str, Any] = {}
-    last: Mapping[str, Any] = {}
-    seconds, page = 0.0, ""
-    for number in range(1, settings.rounds + 1):
-        if number > 1:
-            adapter = adapter_folder(workdir, number - 1)
-            run = build_gflownet(e_step_config(config, adapter), workdir / f"e_step_{number}")
-            trained = train(run)
-        run.finish(trained)
-        rounds[f"e_step_{number}"] = json.loads((run.workdir / "results.json").read_text())["metrics"]
-        seconds += trained.seconds
-        policy = trained.state.trainable.lora
-        m_step(config, settings, workdir, number, run.constants, policy)
-        findings = evaluator_of(config, adapter_folder(workdir, number)).report(run.constants.params, policy)
-        rounds[f"m_step_{number}"] = findings.methods["metrics"]
-        last, page = findings.methods, findings.page
-        e_step, adapted = (shown(found, run) for found in [*rounds.values()][-2:])
-        _log.info("round %d: E-step %s; M-step %s", number, e_step, adapted)
-    return {**last, **rounds}, seconds, page
+def e_step_config(config: PolicyRun, adapter: pathlib.Path | None) -> PolicyRun:
+    """The config of one E-step: a plain run's, the reward model being the base with that adapter."""
+    folder = None if adapter is None else str(adapter)
+    described, section = dict(config.described), config.entry.section
+    described["em"] = {**described["em"], "rounds": 0}
+    described[section] = {**described[section], "reward_adapter": folder}
+    task = dataclasses.replace(config.task, reward_adapter=folder)
+    return dataclasses.replace(config, em=None, task=task, described=described)
 
 
-def m_step(
-    config: ml_collections.ConfigDict,
-    settings: EMConfig,
+def build_m_step(
+    config: PolicyRun,
+    em: EMConfig,
     workdir: pathlib.Path,
     number: int,
     constants: Constants,
-    policy: Lora,
-) -> None:
-    """Fits an adapter to what the policy says, and leaves it in the round's adapter folder."""
+    policy: LanguageModel,
+    command: str,
+) -> Run:
+    """Fits an adapter to what the round's policy says; it lies in the round's adapter folder at the end.
+
+    Args:
+        config: of the E-steps.
+        em: the rounds.
+        workdir: of all steps.
+        number: of the round, from 1.
+        constants: of the round's E-step.
+        policy: what the E-step has trained.
+        command: what repeats it.
+    """
     model_type, model = shape_of(config)
     samples = sample_completions(
-        model,
-        constants.params,
         policy,
         constants.queries.prompt,
-        constants.constraint,
-        constants.environment,
-        jax.random.fold_in(jax.random.key(config.seed), SAMPLE + number),
-        settings.samples,
+        constants.rules,
+        jax.random.fold_in(jax.random.key(config.values.seed), SAMPLE + number),
+        em.samples,
         temperature=1.0,
-        batch=config.gflownet.queries,
+        batch=config.algorithm.queries,
     )
     documents, loss_mask = joined_rows(constants.queries, samples)
     folder = m_step_folder(workdir, number)
-    adapter = fit(config, settings, folder, model, constants.params, documents, loss_mask)
-    with whole_folder(adapter_folder(workdir, number)) as draft:
-        save_adapter(draft, model, section(LoraConfig, config, "lora"), adapter, model_type)
+    run = adapter_run(config, em, folder, constants.base, documents, loss_mask)
+
+    def finish(trained: Trained) -> str:
+        adapter = gather(trained.state.trainable)
+        if jax.process_index() == 0:
+            with whole_folder(adapter_folder(workdir, number)) as draft:
+                save_adapter(draft, model, config.lora, adapter, model_type)
+        multihost_utils.sync_global_devices(f"adapter {number}")
+        findings = evaluator_of(config, adapter_folder(workdir, number)).report(policy)
+        values = config.values
+        facts = {"task": values.task, "method": "m_step", "seed": values.seed, "command": command}
+        session = {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
+        if jax.process_index() == 0:
+            write_results(folder / "results.json", {**facts, **session, **findings.methods})
+        return findings.page
+
+    return dataclasses.replace(run, finish=finish)
 
 
 def joined_rows(query: Query, samples: Sequence[Sequence[Sequence[int]]]) -> tuple[Tokens, Bool[np.ndarray, "R S"]]:
@@ -195,53 +231,37 @@ def joined_rows(query: Query, samples: Sequence[Sequence[Sequence[int]]]) -> tup
     return documents, np.asarray(documents.mask) & (columns >= np.array(given)[:, None])
 
 
-def fit(
-    config: ml_collections.ConfigDict,
-    settings: EMConfig,
+def adapter_run(
+    config: PolicyRun,
+    em: EMConfig,
     folder: pathlib.Path,
-    model: ModelConfig,
-    params: Params,
+    base: LanguageModel,
     documents: Tokens,
     loss_mask: Bool[np.ndarray, "R S"],
-) -> Lora:
-    """Maximum likelihood of the marked tokens, as a run in `folder` that goes on from its checkpoints."""
-    lora = section(LoraConfig, config, "lora")
-    key = jax.random.key(config.seed)
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config, "mesh"))
-    optimizer = make_optimizer(m_step_optimizer(config, settings))
-    order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), settings.batch, settings.steps)
-    adapter = init_lora(jax.random.fold_in(key, ADAPTER), model, lora)
-    algorithm = LanguageModeling(model, dropout=lora.dropout, remat=config.model.remat)
-    state = place(ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)), mesh)
-    placed = jax.tree.map(lambda x: x.sharding, state)
-    step = make_language_model_step(algorithm, optimizer, meshes.rows_sharding(mesh))
-    run = Run(
-        workdir=folder,
-        step_fn=jax.jit(step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh))),
-        state=state,
-        constants=place(
-            Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), params), mesh
-        ),
-        num_steps=settings.steps,
-        samples_per_step=settings.batch,
-        checkpointer=Checkpointer(folder, config_digest(described(config))),
-        writers=make_writers(folder, config.tensorboard),
-        log_every=config.log_every,
-        save_every=config.save_every,
+) -> Run:
+    """Maximum likelihood of the marked tokens under the base with a new adapter, as a run in `folder`."""
+    key = jax.random.key(config.values.seed)
+    order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), em.batch, em.steps)
+    return likelihood_run(
+        config.values,
+        folder,
+        config_digest(config.described),
+        meshes.make_mesh(config.mesh),
+        LanguageModeling(base.shape, config.lora, remat=config.model.remat),
+        make_optimizer(m_step_optimizer(config.optimizer, em)),
+        init_lora(jax.random.fold_in(key, ADAPTER), base.shape, config.lora),
+        Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), base),
     )
-    return train(run).state.trainable
 
 
-def e_step_config(config: ml_collections.ConfigDict, adapter: pathlib.Path | None) -> ml_collections.ConfigDict:
-    """The config of one E-step: a plain GFlowNet run against the base with that adapter."""
-    own = config.copy_and_resolve_references()
-    with own.unlocked():
-        own.em.rounds = 0
-        own[own.task].reward_adapter = None if adapter is None else str(adapter)
-    return own
+def m_step_optimizer(e_step: OptimizerConfig, em: EMConfig) -> OptimizerConfig:
+    """The E-step's, with the M-step's own length, rate and warm-up."""
+    return dataclasses.replace(
+        e_step, learning_rate=em.learning_rate, warmup_steps=em.warmup_steps, total_steps=em.steps
+    )
 
 
-def evaluator_of(config: ml_collections.ConfigDict, adapter: pathlib.Path | None) -> Evaluator:
+def evaluator_of(config: PolicyRun, adapter: pathlib.Path | None) -> Evaluator:
     """The evaluator of the config's task, answers coming from the base with that adapter, if any."""
     own = e_step_config(config, adapter)
     _, model = shape_of(own)
@@ -249,7 +269,7 @@ def evaluator_of(config: ml_collections.ConfigDict, adapter: pathlib.Path | None
     return make_evaluator(own, task, model)
 
 
-def shape_of(config: ml_collections.ConfigDict) -> tuple[str, ModelConfig]:
+def shape_of(config: PolicyRun) -> tuple[str, ModelConfig]:
     """The base's family and shape."""
     return read_config(resolve(model_folder(config.model.path)))
 

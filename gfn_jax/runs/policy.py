@@ -1,4 +1,4 @@
-"""A GFlowNet run on any task: base, adapter, reward, optimizer, mesh, evaluation, put together from a config."""
+"""A policy's training on any task: base, adapter, reward, algorithm, optimizer, mesh, evaluation, put together."""
 
 import dataclasses
 import functools
@@ -10,78 +10,84 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jaxtyping import Bool
 
-from gfn_jax import replay
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
-from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
-from gfn_jax.runs.config import read_sections
-from gfn_jax.runs.tasks import make_evaluator, make_task
+from gfn_jax.algorithms.entry import Ingredients, SamplingConfig
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.rows import gather
-from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
+from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.decoder import init_params
 from gfn_jax.models.export import Origin, export_run_adapter
-from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
+from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.rewards.posterior import check_positions
-from gfn_jax.sections import described
+from gfn_jax.runs.config import PolicyRun
+from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
+from gfn_jax.runs.tasks import make_evaluator, make_task
+from gfn_jax.runs.weights import load_base, place
+from gfn_jax.tasks.checking import check_positions
 from gfn_jax.tasks.task import SeededByBase, Task
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
-from gfn_jax.training.step import TrainState, hosted_step, make_step, make_step_halves
+from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Params, PyTree, Seeds, Tokens, Trajectory
+from gfn_jax.types import PyTree, Seeds, Tokens, TrainState, Trajectory
 
+# What a line of progress says of the metrics that there are.
+PROGRESS = {
+    "loss": "loss {:.3g}",
+    "log_reward": "log R {:.2f}",
+    "reward_temperature": "T {:.2f}",
+    "buffer_coverage": "buffer {:.0%}",
+}
 _log = logging.getLogger("gfn_jax")
 
 
-def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Run:
-    """GFlowNet fine-tuning on any task.
+def build_policy(config: PolicyRun, workdir: pathlib.Path, command: str = "") -> Run:
+    """A policy on any task, by any algorithm.
 
     Args:
-        config: the whole of it.
+        config: what is trained, and how.
         workdir: where the run writes.
         command: what repeats the run, for `results.json` and the adapter's card.
 
     Raises:
-        ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
+        ValueError, FileNotFoundError: what is wrong with the workdir, the model or the data, in one line.
     """
-    sections = read_sections(config)
-    digest = claim_workdir(workdir, described(config))
+    digest = claim_workdir(workdir, config.described)
     folder = resolve(model_folder(config.model.path))
-    mesh = meshes.use_mesh(sections.mesh)
+    mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
-    _log.info("preparing the task %s", config.task)
-    parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
+    _log.info("preparing the task %s", config.values.task)
+    parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
     _log.info("reading the base %s", config.model.path)
-    params = load_base(config, folder, mesh)  # last: it takes the longest, and anything else may be wrong
+    # Last: it takes the longest, and anything else may be wrong.
+    base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
     _log.info("preparing the rewards and the replay buffer")
-    constants, state = (place(tree, mesh) for tree in initial(config, parts, params))
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, base))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
-    facts = {"task": config.task, "method": "gflownet", "seed": config.seed, "config_digest": digest}
+    facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
     facts["command"] = command
 
     def finish(trained: Trained) -> str:
-        lora = trained.state.trainable.lora
-        findings = evaluator.report(constants.params, lora)
+        policy = parts.algorithm.policy(trained.state.trainable, constants)
+        findings = evaluator.report(policy)
         results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
-        origin = Origin(config.model.path, config.task, digest, findings.methods["metrics"], command)
-        adapter = gather(lora)
+        origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
+        adapter = gather(policy.adapter)
         if jax.process_index() == 0:
             write_results(workdir / "results.json", results)
-            export_run_adapter(workdir / "adapter", model, parts.lora, adapter, model_type, origin)
+            export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
         return f"{findings.page}\n\n{whereabouts(workdir)}"
 
     return Run(
@@ -89,45 +95,39 @@ def build_gflownet(config: ml_collections.ConfigDict, workdir: pathlib.Path, com
         step_fn=step,
         state=state,
         constants=constants,
-        num_steps=config.steps,
-        samples_per_step=parts.algorithm.config.queries * parts.algorithm.config.samples,
+        num_steps=config.values.steps,
+        samples_per_step=config.algorithm.queries * config.algorithm.samples,
         checkpointer=Checkpointer(workdir, digest),
-        writers=make_writers(workdir, config.tensorboard),
+        writers=make_writers(workdir, config.values.tensorboard),
         finish=finish,
         evaluations=(
             Evaluation(
                 evaluator.every,
-                lambda state, step: evaluator.validate(constants.params, state.trainable.lora),
+                lambda state, step: evaluator.validate(parts.algorithm.policy(state.trainable, constants)),
             ),
         ),
         best_metric=evaluator.best_metric,
-        log_every=config.log_every,
-        save_every=config.save_every,
+        log_every=config.values.log_every,
+        save_every=config.values.save_every,
         describe_progress=functools.partial(describe_progress, evaluator),
     )
 
 
-def load_base(config: ml_collections.ConfigDict, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> Params:
-    """The weights of `config.model` on a mesh."""
-    dtype = jnp.dtype(config.model.dtype)
-    _, shape = read_config(folder)
-    abstract = jax.eval_shape(lambda key: init_params(key, shape, dtype), jax.random.key(0))
-    return load_model(folder, dtype, meshes.shardings(abstract, mesh), config.model.quantize)[1]
-
-
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a GFlowNet run is made of, and does not depend on the weights."""
+    """What a policy's run is made of, and does not depend on the weights."""
 
     task: Task
-    lora: LoraConfig
-    algorithm: GFlowNet
+    name: str
+    settings: SamplingConfig
+    reward: Reward
+    algorithm: Algorithm
     optimizer: optax.GradientTransformation
     host_reward: HostReward | None
 
 
-def gflownet_parts(
-    config: ml_collections.ConfigDict,
+def policy_parts(
+    config: PolicyRun,
     model: ModelConfig,
     tokenizer: Any,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
@@ -135,32 +135,29 @@ def gflownet_parts(
     """The parts that a config describes.
 
     Raises:
-        ValueError: what is wrong with a section, in one line.
+        ValueError: what is wrong with the task, the reward or the mesh, in one line.
     """
-    sections = read_sections(config)
-    task = make_task(config, tokenizer, model)
-    settings = sections.gflownet
-    copies = prompt_copies(settings, mesh)
+    task, method, settings = make_task(config, tokenizer, model), config.method, config.algorithm
+    copies = prompt_copies(method.section, settings, mesh)
     queries, constraint = task.queries("train"), task.constraint()
     if settings.queries > len(queries.example_id):
-        raise ValueError(f"gflownet.queries is {settings.queries}; the task has {len(queries.example_id)} to draw from")
+        there = f"the task has {len(queries.example_id)} to draw from"
+        raise ValueError(f"{method.section}.queries is {settings.queries}; {there}")
     check_tokenizer(tokenizer, queries.prompt)
     check_positions(model, queries, constraint.max_length)
-    check_first_tokens(sections.objective, task)
-    algorithm = GFlowNet(
-        model=model,
-        reward=build_reward(sections.reward, task, model, tokenizer),
-        objective=sections.objective,
-        config=settings,
-        dropout=sections.lora.dropout,
-        remat=sections.model.remat,
-        copies=copies,
-    )
-    host_reward = build_host_reward(sections.reward, task, tokenizer)
-    return Parts(task, sections.lora, algorithm, make_optimizer(sections.optimizer), host_reward)
+    if config.objective is not None:
+        check_first_tokens(config.objective, task)
+    reward = build_reward(config.reward, task, model, tokenizer)
+    given = Ingredients(reward, config.lora, config.model.remat, copies, config.objective)
+    algorithm = method.make(settings, given)
+    host_reward = build_host_reward(config.reward, task, tokenizer)
+    if host_reward is not None and not isinstance(algorithm, Interruptible):
+        raise ValueError(f"reward.function is asked between two halves of a step; {method.section} has no such halves")
+    optimizer = make_optimizer(config.optimizer)
+    return Parts(task, method.section, settings, reward, algorithm, optimizer, host_reward)
 
 
-def prompt_copies(settings: GFlowNetConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+def prompt_copies(section: str, settings: SamplingConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Devices that share the samples of a query, where the queries of a micro-batch alone do not divide; else 1.
 
     Raises:
@@ -172,53 +169,56 @@ def prompt_copies(settings: GFlowNetConfig, mesh: jax.sharding.Mesh | jax.shardi
         raise ValueError(
             f"a micro-batch of queries of {queries} does not divide over {parts} devices (data={mesh.shape['data']} x "
             f"fsdp={mesh.shape['fsdp']}), and {copies} devices cannot share the {settings.samples} samples of a query, "
-            f"{settings.fresh_samples} of them fresh: change gflownet.queries, micro_batches, samples or replay_samples"
+            f"{settings.fresh_samples} of them fresh: change the queries, micro_batches or samples of {section}"
         )
     return copies
 
 
 def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Callable:
     """One compiled program a step; with a reward on the host, one on either side of it."""
-    rows, out = meshes.rows_sharding(mesh), (placed, meshes.replicated(mesh))
+    out, first = (placed, meshes.replicated(mesh)), parts.settings.first_update
     if parts.host_reward is None:
-        return jax.jit(make_step(parts.algorithm, parts.optimizer, rows), donate_argnums=0, out_shardings=out)
-    collect, update = make_step_halves(parts.algorithm, parts.optimizer, rows)
-    return hosted_step(jax.jit(collect), parts.host_reward, jax.jit(update, donate_argnums=0, out_shardings=out))
+        step = make_step(parts.algorithm, parts.optimizer, first)
+        return jax.jit(step, donate_argnums=0, out_shardings=out)
+    assert isinstance(parts.algorithm, Interruptible)
+    sample, update = make_step_halves(parts.algorithm, parts.optimizer, first)
+    return hosted_step(jax.jit(sample), parts.host_reward, jax.jit(update, donate_argnums=0, out_shardings=out))
 
 
-def initial(config: ml_collections.ConfigDict, parts: Parts, params: Params) -> tuple[Constants, TrainState]:
-    """Constants of the run, and the state before its first step, the buffer holding the task's seeds."""
+def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Constants, TrainState]:
+    """Constants of the run, and the state before its first step, the algorithm knowing the task's seeds."""
     task, algorithm = parts.task, parts.algorithm
-    root = jax.random.key(config.seed)
-    constraint = task.constraint()
+    root = jax.random.key(config.values.seed)
     constants = Constants(
-        params=params,
-        prepared=jax.jit(algorithm.reward.prepare)(params),
+        base=base,
+        prepared=jax.jit(parts.reward.prepare)(base),
         queries=to_device(task.queries("train")),
         query_log_weight=jnp.log(jnp.maximum(jnp.asarray(task.query_weight(), jnp.float32), 1e-30)),
-        constraint=constraint,
-        environment=task.environment,
+        rules=Rules(task.constraint(), task.environment),
         root=jax.random.fold_in(root, 1),
     )
-    count = len(constants.queries.example_id)
-    trainable, buffer = algorithm.init(jax.random.fold_in(root, 0), parts.lora, count, constraint.horizon)
+    state = init_state(algorithm, parts.optimizer, jax.random.fold_in(root, 0), constants)
+    if not isinstance(algorithm, Remembering):
+        return constants, state
     seeds = task.seeds()
     if isinstance(task, SeededByBase):
-        seeds = jax.jit(task.prompted_seeds, static_argnums=0)(algorithm.model, params, jax.random.fold_in(root, 2))
-    if len(seeds.length):
-        buffer = seed_buffer(parts, constants, buffer, seeds)
-    return constants, TrainState(jnp.zeros((), jnp.int32), trainable, parts.optimizer.init(trainable), buffer)
+        seeds = jax.jit(task.prompted_seeds)(base, jax.random.fold_in(root, 2))
+    if not len(seeds.length):
+        return constants, state
+    trajectory = rewarded_seeds(parts, constants, seeds)
+    memory = jax.jit(algorithm.remember)(state.memory, seeds.example_id, trajectory)
+    return constants, dataclasses.replace(state, memory=memory)
 
 
-def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer, seeds: Seeds) -> replay.ReplayBuffer:
-    """Puts completions where the policy's own finds will go, each with its reward: as many at once as a step has."""
-    algorithm, settings = parts.algorithm, parts.algorithm.config
+def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajectory:
+    """Completions that somebody else wrote, each with its reward: as many at once as a step has."""
+    settings = parts.settings
 
     @jax.jit
     def rewarded(constants: Constants, seeds: Seeds) -> Trajectory:
-        rollout = teacher_force(seeds.completion, seeds.length, constants.constraint, constants.environment)
+        rollout = teacher_force(seeds.completion, seeds.length, constants.rules)
         query = jax.tree.map(lambda x: x[seeds.example_id], constants.queries)
-        return Trajectory(rollout, algorithm.reward.log_reward(constants.params, constants.prepared, query, rollout))
+        return Trajectory(rollout, parts.reward.log_reward(constants.base, constants.prepared, query, rollout))
 
     queries = len(seeds.example_id)
     each = len(seeds.length) // queries
@@ -236,7 +236,7 @@ def seed_buffer(parts: Parts, constants: Constants, buffer: replay.ReplayBuffer,
         rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
         added = parts.host_reward(rows, trajectory.rollout)
         trajectory = dataclasses.replace(trajectory, log_reward=trajectory.log_reward + added)
-    return jax.jit(replay.add)(buffer, seeds.example_id, trajectory, settings.buffer_tolerance)
+    return trajectory
 
 
 def check_seeds(task: Task, seeds: Seeds, accepted: Bool[np.ndarray, " B"]) -> None:
@@ -291,21 +291,11 @@ def to_device(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Every array where the sharding rules put it."""
-    return meshes.place(tree, meshes.shardings(tree, mesh, (*meshes.RULES, *meshes.REST_REPLICATED)))
-
-
 def describe_progress(evaluator: Evaluator, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> str:
     """What a person wants to see of a step."""
     shown = []
     if metrics:
-        shown += [
-            f"loss {metrics['loss']:.3g}",
-            f"log R {metrics['log_reward']:.2f}",
-            f"T {metrics['reward_temperature']:.2f}",
-            f"buffer {100 * metrics['buffer_coverage']:.0f}%",
-        ]
+        shown = [written.format(metrics[name]) for name, written in PROGRESS.items() if name in metrics]
     return "  ".join([*shown, evaluator.describe(evaluated)] if evaluated else shown)
 
 

@@ -22,8 +22,9 @@ from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.rewards.automaton import AutomatonReward, word_reward
 from gfn_jax.rewards.compose import Product, Rearranged, context_last, without_context
-from gfn_jax.rewards.posterior import PosteriorReward, check_positions
+from gfn_jax.rewards.posterior import PosteriorReward
 from gfn_jax.sections import LARGEST_FLOAT, Nonnegative, Range, imported
+from gfn_jax.tasks.checking import check_positions
 from gfn_jax.tasks.task import Task
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.tokens import token_strings
@@ -73,7 +74,7 @@ def build_reward(config: RewardConfig, task: Task, model: ModelConfig, tokenizer
         factors.append((config.task, task.reward(model)))
     if config.unconditional or config.reverse:
         start = jnp.asarray(encode_prompt(tokenizer, ""), jnp.int32)
-        free = PosteriorReward(model)
+        free = PosteriorReward()
         backwards = functools.partial(context_last, start=start)
         if config.unconditional:
             factors.append((config.unconditional, Rearranged(free, functools.partial(without_context, start=start))))

@@ -11,6 +11,7 @@ import queue
 import jax
 import numpy as np
 import pytest
+from tiny_files import write_questions
 
 from gfn_jax.evaluation import arithmetic, remembered, sampling
 from gfn_jax.runs.build import build
@@ -53,7 +54,7 @@ def whole(tmp_path_factory, lines):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remembered, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         sampling._rollout.clear_cache()
-        run = build(small_config(), tmp_path_factory.mktemp("whole"))
+        run = build(small_config(), tmp_path_factory.mktemp("whole")).run
         trained = train(run)
         return run, trained, run.finish(trained)
 
@@ -84,7 +85,7 @@ def test_the_next_run_remembers_the_base_and_prints_the_same(whole, monkeypatch,
     sampled = []
 
     def sample_completions(*arguments):
-        sampled.append(arguments[2])
+        sampled.append(arguments[0].adapter)
         return sampling.sample_completions(*arguments)
 
     sample_completions.__qualname__ = sampling.sample_completions.__qualname__
@@ -107,10 +108,10 @@ def test_the_step_compiles_once(whole):
 
 def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_path):
     _, trained, _ = whole
-    first = build(small_config(), tmp_path)
+    first = build(small_config(), tmp_path).run
     train(dataclasses.replace(first, num_steps=2))
     first.checkpointer.close()
-    second = build(small_config(), tmp_path)
+    second = build(small_config(), tmp_path).run
     resumed = train(second)
     for one, other in zip(leaves(trained.state), leaves(resumed.state), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -119,7 +120,7 @@ def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_pat
 
 def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
     _, trained, _ = whole
-    filled = np.asarray(trained.state.replay.filled.sum(1))
+    filled = np.asarray(trained.state.memory.filled.sum(1))
     assert (filled[:47] >= 1).all()  # seeds
     assert (filled <= 4).all()
     assert filled.sum() > 47  # and what the policy found
@@ -141,11 +142,16 @@ def test_results_hold_the_numbers_of_the_page(whole):
 
 
 @pytest.mark.slow
-def test_released_data_is_reported_as_released_and_decontaminated(shared, tmp_path):
+@pytest.mark.parametrize("files", ["ours", pytest.param("released", marks=pytest.mark.reference)])
+def test_released_data_is_reported_as_released_and_decontaminated(files, request, tmp_path):
     config = small_config()
     config.steps = 2
-    config.arithmetic.data_dir = str(shared / "data" / "arithmetic")
-    run = build(config, tmp_path)
+    if files == "ours":
+        write_questions(tmp_path)
+        config.arithmetic.data_dir = str(tmp_path)
+    else:
+        config.arithmetic.data_dir = str(request.getfixturevalue("shared") / "data" / "arithmetic")
+    run = build(config, tmp_path / "run").run
     run.finish(train(run))
-    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert {f"accuracy_{k}{kind}" for k in (3, 4, 5) for kind in ("", "_decontaminated")} <= metrics.keys()

@@ -7,12 +7,13 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from tiny_tokenizers import BYTE_LEVEL
 
 from gfn_jax.models.checkpoint import save_model
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.families import read_settings
 from gfn_jax.runs.build import build
-from gfn_jax.text.loading import SHIPPED, load_tokenizer
+from gfn_jax.text.loading import SHIPPED
 from gfn_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def small_config(**continuation):
 
 
 def run_of(config, workdir):
-    run = build(config, workdir)
+    run = build(config, workdir).run
     page = run.finish(train(run))
     return json.loads((workdir / "results.json").read_text()), page
 
@@ -50,17 +51,25 @@ def test_results_hold_every_method_s_metrics_by_name(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_papers_prompts_and_tokenizer_with_a_small_random_gpt2(shared, tmp_path):
-    shape = json.loads((SHIPPED / "shapes" / "gpt2.json").read_text())
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_prompts_and_tokenizer_of_a_file_with_a_small_random_gpt2(name, request, tokenizer_named, tmp_path):
+    """Of our own making, and the paper's."""
+    tokenizer = tokenizer_named(name)
+    if name == "byte-level":
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("\n".join(f"This is sentence number {n}." for n in range(40)))
+    else:
+        prompts = request.getfixturevalue("shared") / "data" / "openwebtext" / "prompts.txt"
+    shape = json.loads((SHIPPED / "shapes" / "gpt2.json").read_text()) | {"vocab_size": len(tokenizer)}
     model = read_settings(shape | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 160})
     folder = tmp_path / "gpt2"
     save_model(folder, model, init_params(jax.random.key(0), model), "gpt2")
-    load_tokenizer(shared / "tokenizers" / "gpt2").save_pretrained(folder)
-    config = small_config(prompts=str(shared / "data" / "openwebtext" / "prompts.txt"), count=None, validation=4)
+    tokenizer.save_pretrained(folder)
+    config = small_config(prompts=str(prompts), count=None, validation=4)
     config.model.path = str(folder)
     config.lora.update({"rank": 2, "targets": ("q", "k", "v", "o", "up", "down")})
     results, _ = run_of(config, tmp_path / "run")
-    # A random model of 50,257 tokens gives each about 1 / 50257.
+    # A random model gives each token about the same.
     tokens = results["base"]["length"] + 1
-    assert results["base"]["log_likelihood_mean"] == pytest.approx(-tokens * np.log(50257), rel=0.02)
+    assert results["base"]["log_likelihood_mean"] == pytest.approx(-tokens * np.log(len(tokenizer)), rel=0.02)
     assert results["metrics"]["unique"] > 0.5

@@ -56,11 +56,11 @@ PAIRS = [("rng", "data"), *((name, mesh) for name in RUNS for mesh in ("fsdp", "
 
 def launch(name: str, devices: int, mesh: list[str], workdir: pathlib.Path) -> str:
     """Runs the command and returns all that it printed."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
     # Virtual devices wait for each other in threads. XLA makes no more than there are cores: all of them would wait.
-    flags |= {"NPROC": "64", "PJRT_NPROC": "64"}
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "64", "PJRT_NPROC": "64"}
     command = [sys.executable, "-m", "gfn_jax.launch", *RUNS[name], *STEPS, *mesh, f"--workdir={workdir}"]
-    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr
 

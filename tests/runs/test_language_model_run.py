@@ -6,10 +6,10 @@ import json
 import logging
 import math
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -17,9 +17,11 @@ from gfn_jax.algorithms.language_model import Phase, epoch_order, phase_order
 from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.models.config import BaseModelConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.runs.build import build
-from gfn_jax.runs.texts import save_finetuned
+from gfn_jax.runs.finetuning import read_rows, save_finetuned
 from gfn_jax.text.loading import SHIPPED, load_tokenizer
 from gfn_jax.training.loop import train
 
@@ -47,7 +49,7 @@ def small_pretraining():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    run = build(small_pretraining(), tmp_path_factory.mktemp("pretrained"))
+    run = build(small_pretraining(), tmp_path_factory.mktemp("pretrained")).run
     trained = train(run)
     run.finish(trained)
     return run, trained
@@ -85,10 +87,10 @@ def test_pretraining_goes_through_its_phases_and_writes_a_model(pretrained):
 
 
 def test_two_steps_a_stop_and_two_more_are_four_steps(pretrained, tmp_path):
-    first = build(small_pretraining(), tmp_path)
+    first = build(small_pretraining(), tmp_path).run
     train(dataclasses.replace(first, num_steps=2))
     first.checkpointer.close()
-    assert_equal(train(build(small_pretraining(), tmp_path)).state, pretrained[1].state)
+    assert_equal(train(build(small_pretraining(), tmp_path).run).state, pretrained[1].state)
 
 
 def test_the_order_is_not_drawn_with_the_keys_of_dropout(pretrained, tmp_path):
@@ -96,14 +98,14 @@ def test_the_order_is_not_drawn_with_the_keys_of_dropout(pretrained, tmp_path):
     corpus = pretrained[0].constants
     phases = [Phase(2, 0, 8), Phase(2, 8, 16)]
     assert (phase_order(corpus.root, phases, 4) != corpus.order).any()
-    corpus = build(small_finetuning(pretrained, tmp_path), tmp_path / "run").constants
+    corpus = build(small_finetuning(pretrained, tmp_path), tmp_path / "run").run.constants
     assert (epoch_order(corpus.root, 16, 4, 8) != corpus.order).any()
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_fine_tuning_makes_held_out_text_likelier_and_writes_that_model(pretrained, tmp_path, mode, caplog):
     with caplog.at_level(logging.INFO, "gfn_jax"):
-        run = build(small_finetuning(pretrained, tmp_path, mode), tmp_path / "run")
+        run = build(small_finetuning(pretrained, tmp_path, mode), tmp_path / "run").run
     # "Question: 0 + 4 = ? Answer: 4." and its end are 11 tokens.
     assert "training text: 16 documents, 160 tokens; 16 cut at 10" in caplog.text
     assert run.num_steps == 8
@@ -120,28 +122,27 @@ def test_fine_tuning_makes_held_out_text_likelier_and_writes_that_model(pretrain
 
 def assert_written(run, pretrained, tmp_path, mode, results):
     """The folder holds what was measured, and without it the base's number."""
-    from gfn_jax.algorithms.language_model import LanguageModeling
-    from gfn_jax.runs.texts import read_rows
+
     from gfn_jax.tasks.texts import TextConfig, read_texts
 
     data = TextConfig("text", str(tmp_path / "text.txt"), "text", 0.2, 10, True)
     rows = read_rows("held out", read_texts(data)[1], data, load_tokenizer(tmp_path / "run/model"))
-    model, params = load_model(tmp_path / "run/model")
-    measured = make_perplexity(LanguageModeling(model), rows, rows.mask, 4)
-    assert math.isclose(measured(params, None)["nll"], results["metrics"]["nll"], rel_tol=1e-4)
-    _, base = load_model(pretrained[0].workdir / "model")
-    assert math.isclose(measured(base, None)["nll"], results["base"]["nll"], rel_tol=1e-4)
+    measured = make_perplexity(rows, rows.mask, 4)
+    merged = LanguageModel(*load_model(tmp_path / "run/model"))
+    assert math.isclose(measured(merged)["nll"], results["metrics"]["nll"], rel_tol=1e-4)
+    base = LanguageModel(*load_model(pretrained[0].workdir / "model"))
+    assert math.isclose(measured(base)["nll"], results["base"]["nll"], rel_tol=1e-4)
     assert (tmp_path / "run/adapter").exists() == (mode == "lora")
     if mode == "lora":
-        _, lora = load_adapter(tmp_path / "run/adapter", model, read_config(tmp_path / "run/model")[0])
-        assert math.isclose(measured(lora, base)["nll"], results["metrics"]["nll"], rel_tol=1e-4)
+        _, lora = load_adapter(tmp_path / "run/adapter", base.shape, read_config(tmp_path / "run/model")[0])
+        assert math.isclose(measured(base.adapted(lora))["nll"], results["metrics"]["nll"], rel_tol=1e-4)
 
 
 def test_a_fine_tuned_model_is_there_once_it_is_whole(tmp_path):
     folder = SHIPPED / "tiny-numbers"
     params, tokenizer = load_model(folder)[1], load_tokenizer(folder)
-    lora = LoraConfig(2, 4.0, ("q",))
-    config = ml_collections.ConfigDict({"model": {"dtype": "float32", "path": str(folder)}})
+    base = BaseModelConfig(str(folder), "float32", remat=False, quantize="none")
+    config = SimpleNamespace(model=base, lora=LoraConfig(2, 4.0, ("q",)))
 
     class Killed:
         def save_pretrained(self, _):
@@ -149,9 +150,9 @@ def test_a_fine_tuned_model_is_there_once_it_is_whole(tmp_path):
 
     for expected in ([], ["model"]):
         with pytest.raises(KeyboardInterrupt):
-            save_finetuned(config, tmp_path, folder, Killed(), lora, params, None)
+            save_finetuned(config, tmp_path, folder, Killed(), params, None)
         assert [path.name for path in tmp_path.iterdir()] == expected
-        save_finetuned(config, tmp_path, folder, tokenizer, lora, params, None)
+        save_finetuned(config, tmp_path, folder, tokenizer, params, None)
     load_model(tmp_path / "model")
     load_tokenizer(tmp_path / "model")
 
@@ -159,7 +160,7 @@ def test_a_fine_tuned_model_is_there_once_it_is_whole(tmp_path):
 def test_steps_count_instead_of_epochs(pretrained, tmp_path):
     config = small_finetuning(pretrained, tmp_path)
     config.steps = 3
-    run = build(config, tmp_path / "run")
+    run = build(config, tmp_path / "run").run
     assert run.num_steps == 3
     assert run.constants.order.shape == (3, 4)
     assert jnp.dtype(run.state.trainable["embed"]["tokens"].dtype) == "float32"

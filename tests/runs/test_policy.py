@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import all_sequences, left_padded, query_of, tiny
+from tiny_worlds import all_sequences, gflownet_settings, left_padded, query_of, tiny
 
-from gfn_jax import launch, replay
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet, GFlowNetConfig
+from gfn_jax import replay
+from gfn_jax.algorithms.gflownet import GFlowNet
+from gfn_jax.commands import train
 from gfn_jax.environments import NoTool
 from gfn_jax.models.checkpoint import load_model
-from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
-from gfn_jax.runs.policy import Parts, gflownet_parts, initial, prompt_copies, seed_buffer
+from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.policy import Parts, initial, policy_parts, prompt_copies, rewarded_seeds
 from gfn_jax.text.batching import make_seeds
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -25,15 +28,15 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "arith.py"
 def test_seeds_are_rewarded_in_parts_as_they_are_at_once():
     """Five demonstrations, three at a time (the last part is filled up) and all together."""
     folder = model_folder("tiny-arithmetic")
-    model, params = load_model(folder)
+    base = LanguageModel(*load_model(folder))
     buffers = []
     for samples in (3, 8):
         words = ["--config.arithmetic.seed_demonstrations=5", "--config.gflownet.queries=1"]
         words += [f"--config.gflownet.samples={samples}", "--config.gflownet.replay_samples=1"]
-        config = launch.parse(["launch", f"--config={CONFIG}", *words]).config
+        config = read_policy_run(train.parse(["launch", f"--config={CONFIG}", *words]).config)
         mesh = meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1))
-        parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
-        buffers.append(jax.device_get(initial(config, parts, params)[1].replay))
+        parts = policy_parts(config, base.shape, load_tokenizer(folder), mesh)
+        buffers.append(jax.device_get(initial(config, parts, base)[1].memory))
     parted, whole = buffers
     filled = np.asarray(whole.filled)
     assert filled.any(1).tolist() == [True] * 5 + [False] * (len(filled) - 5)
@@ -53,19 +56,20 @@ class Letters:
 def seeded(completions):
     """The queries that a buffer of their own seeds has something for, one seed a query."""
     table = jnp.zeros(len(all_sequences(3, 2)))
-    algorithm = GFlowNet(tiny(), TableReward(table, 3), None, GFlowNetConfig(queries=1, samples=len(completions)))
+    settings = gflownet_settings(queries=1, samples=len(completions), replay_samples=0)
+    reward = TableReward(table, 3)
+    algorithm = GFlowNet(reward, None, settings, None)
     constants = Constants(
-        params=None,
+        base=LanguageModel(tiny(), None),
         prepared=table,
         queries=query_of(left_padded([[1]] * len(completions))),
         query_log_weight=None,
-        constraint=make_constraint(23, 5, 2, min_length=1, token_ids=np.arange(3)),
-        environment=NoTool(),
+        rules=Rules(make_constraint(23, 5, 2, min_length=1, token_ids=np.arange(3)), NoTool()),
         root=None,
     )
     seeds = make_seeds(range(len(completions)), completions, 5, 2)
-    parts = Parts(Letters(), None, algorithm, None, None)
-    buffer = seed_buffer(parts, constants, replay.init(len(completions), 2, 3), seeds)
+    trajectory = rewarded_seeds(Parts(Letters(), "gflownet", settings, reward, algorithm, None, None), constants, seeds)
+    buffer = algorithm.remember(replay.init(len(completions), 2, 3), seeds.example_id, trajectory)
     return np.flatnonzero(np.asarray(buffer.filled).any(1)).tolist()
 
 
@@ -90,12 +94,12 @@ def test_a_run_whose_seeds_are_all_refused_is_refused():
 )
 def test_devices_share_the_samples_of_few_queries(queries, data, fsdp, copies):
     """`configs/rng.py` has one query; no mesh that its 192 samples divide over is refused."""
-    settings = GFlowNetConfig(queries=queries, samples=192, replay_samples=96)
-    assert prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(data, fsdp, 2))) == copies
+    settings = gflownet_settings(queries=queries, samples=192, replay_samples=96)
+    assert prompt_copies("gflownet", settings, meshes.abstract_mesh(meshes.MeshConfig(data, fsdp, 2))) == copies
 
 
 @pytest.mark.parametrize("samples", [(12, 4), (8, 1), (10, 6)])
 def test_samples_that_cannot_be_shared_are_named(samples):
-    settings = GFlowNetConfig(queries=1, samples=samples[0], replay_samples=samples[1])
+    settings = gflownet_settings(queries=1, samples=samples[0], replay_samples=samples[1])
     with pytest.raises(ValueError, match=r"8 devices \(data=4 x fsdp=2\).* cannot share the \d+ samples of a query"):
-        prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))
+        prompt_copies("gflownet", settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))

@@ -7,22 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers.processors import TemplateProcessing
+from tiny_tokenizers import EVERY
 from tiny_worlds import tiny
+from tokenizers.processors import TemplateProcessing
 
-from gfn_jax import launch
+from gfn_jax.commands.train import parse
 from gfn_jax.errors import UserCodeError
 from gfn_jax.models.checkpoint import read_config
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward, Product
 from gfn_jax.runs.build import build
-from gfn_jax.runs.policy import gflownet_parts
+from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.rewards import HostReward, RewardConfig, build_reward
-from gfn_jax.runs.tasks import arithmetic
+from gfn_jax.runs.tasks import make_task
 from gfn_jax.sections import imported
 from gfn_jax.tasks.continuation import Continuation, ContinuationConfig
 from gfn_jax.text.loading import load_tokenizer, model_folder
-from gfn_jax.training import mesh as meshes
 from gfn_jax.training.loop import train
 from gfn_jax.worlds.stories_corpus import build_tokenizer as stories_tokenizer
 
@@ -31,14 +32,14 @@ PLAIN = RewardConfig(1.0, 0.0, 0.0, (), (), 20.0, None, None)
 
 
 def config_of(*overrides):
-    return launch.parse(["launch", f"--config={CONFIGS / 'arith.py'}", *overrides]).config
+    return parse(["launch", f"--config={CONFIGS / 'arith.py'}", *overrides]).config
 
 
 @pytest.fixture(scope="module")
 def world():
     folder = model_folder("tiny-arithmetic")
     tokenizer, model = load_tokenizer(folder), read_config(folder)[1]
-    return arithmetic(config_of(), tokenizer, model), model, tokenizer
+    return make_task(read_policy_run(config_of()), tokenizer, model), model, tokenizer
 
 
 def long_answers(prompts, completions):
@@ -82,25 +83,20 @@ def adding_bos(tokenizer):
     return tokenizer
 
 
-TOKENIZERS = {
-    "adds it": lambda shared: adding_bos(stories_tokenizer()),
-    "has none": lambda shared: stories_tokenizer(),
-    **{
-        name: lambda shared, name=name: load_tokenizer(shared() / name)
-        for name in ("tokenizers/gpt2", "tokenizers/gpt-neox", "models/stories260k")
-    },
-}
+TOKENIZERS = {"adds it": lambda: adding_bos(stories_tokenizer()), "has none": stories_tokenizer}
 
 
-@pytest.mark.parametrize(
-    ("name", "begin_of_text"),
-    [(name, asked) for name in TOKENIZERS for asked in (False, True) if (name, asked) != ("has none", True)],
-)
-def test_begin_of_text_stands_once_and_first_in_whatever_is_scored(name, begin_of_text, request):
+@pytest.mark.parametrize("begin_of_text", [False, True])
+@pytest.mark.parametrize("name", [*TOKENIZERS, *EVERY])
+def test_begin_of_text_stands_once_and_first_in_whatever_is_scored(name, begin_of_text, tokenizer_named):
     """Forwards, backwards and without X: [begin] X Z, [begin] Z X, [begin] Z; the begin is never after Z."""
-    tokenizer = TOKENIZERS[name](lambda: request.getfixturevalue("shared"))
+    tokenizer = TOKENIZERS[name]() if name in TOKENIZERS else tokenizer_named(name)
     settings = ContinuationConfig(None, False, 20, 4, begin_of_text, ".", 1, 3, ())
     task = Continuation(settings, tokenizer, len(tokenizer))
+    if (name, begin_of_text) == ("has none", True):
+        with pytest.raises(ValueError, match="no such token"):
+            task.queries("train")
+        return
     model = tiny(vocab_size=len(tokenizer), max_positions=512)
     asked = dataclasses.replace(PLAIN, task=1.0, unconditional=1.0, reverse=1.0)
     _, free, backwards = build_reward(asked, task, model, tokenizer).factors
@@ -136,7 +132,7 @@ def test_the_host_asks_once_a_text_and_only_where_z_may_end(world):
 
     ids, lengths = np.asarray(task.seeds().completion)[:2], np.asarray(task.seeds().length)[:2]
     ids, lengths = ids[[0, 1, 0]], lengths[[0, 1, 0]]
-    rollout = teacher_force(jnp.asarray(ids), jnp.asarray(lengths), task.constraint(), task.environment)
+    rollout = teacher_force(jnp.asarray(ids), jnp.asarray(lengths), Rules(task.constraint(), task.environment))
     out = HostReward(function, ["first", "second"], task.decode)(np.asarray([0, 1, 0]), rollout)
     states = np.asarray(rollout.state_mask)
     assert (out[~states] == 0).all()
@@ -151,7 +147,7 @@ def test_the_host_asks_once_a_text_and_only_where_z_may_end(world):
 )
 def test_a_function_that_answers_nonsense_is_refused(value, world):
     task, _, _ = world
-    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
+    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), Rules(task.constraint(), task.environment))
     rollout = dataclasses.replace(rollout, state_mask=jnp.asarray([[True, True, False]]))
     with pytest.raises(ValueError, match="2 finite numbers"):
         HostReward(lambda prompts, texts: value, ["X"], task.decode)(np.zeros(1, int), rollout)
@@ -159,7 +155,7 @@ def test_a_function_that_answers_nonsense_is_refused(value, world):
 
 def test_a_function_that_raises_is_named(world):
     task, _, _ = world
-    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
+    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), Rules(task.constraint(), task.environment))
     rollout = dataclasses.replace(rollout, state_mask=jnp.asarray([[True, True, False]]))
     reward = HostReward(lambda prompts, texts: {}["x"], ["X"], task.decode, "reward.function mine:f")
     with pytest.raises(UserCodeError, match=r"reward\.function mine:f raised KeyError: 'x' \(--debug"):
@@ -168,7 +164,7 @@ def test_a_function_that_raises_is_named(world):
 
 def test_a_function_is_not_asked_where_no_state_may_stop(world):
     task, _, _ = world
-    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), task.constraint(), task.environment)
+    rollout = teacher_force(jnp.asarray([[5, 6, 7]]), jnp.asarray([2]), Rules(task.constraint(), task.environment))
     rollout = dataclasses.replace(rollout, state_mask=jnp.zeros((1, 3), bool))
     out = HostReward(lambda prompts, texts: 1 / 0, ["X"], task.decode)(np.zeros(1, int), rollout)
     np.testing.assert_array_equal(out, np.zeros((1, 3)))
@@ -190,17 +186,19 @@ def test_a_run_with_a_function_learns_from_it(tmp_path):
     hosted = config_of(*small, f"--config.reward.function={__name__}:long_answers")
     stored = {}
     for name, config in (("plain", plain), ("hosted", hosted)):
-        run = build(config, tmp_path / name)
-        stored[name] = jax.device_get(run.state.replay)  # before its memory is given to the next state
+        run = build(config, tmp_path / name).run
+        stored[name] = jax.device_get(run.state.memory)  # before its memory is given to the next state
     assert train(run).steps == 2
     counts = stored["hosted"].log_reward - stored["plain"].log_reward
     filled = np.asarray(stored["plain"].filled)
     assert set(np.unique(np.round(counts[filled], 3))) >= {0.0, 1.0, 2.0}
 
 
-def test_a_function_in_one_process_only(world, monkeypatch):
+def test_a_function_in_one_process_only(tmp_path, monkeypatch):
+    """With several it is refused when the run is built, before the base is read."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    config = config_of(f"--config.reward.function={__name__}:long_answers")
-    mesh = meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1))
-    with pytest.raises(ValueError, match="one process"):
-        gflownet_parts(config, world[1], world[2], mesh)
+    monkeypatch.setattr("gfn_jax.runs.weights.load_model", lambda *args: pytest.fail("the base was read"))
+    config = config_of(f"--config.reward.function={__name__}:long_answers", "--config.mesh.data=1")
+    with pytest.raises(ValueError, match=r"reward\.function runs in one process only") as caught:
+        build(config, tmp_path)
+    assert "\n" not in str(caught.value)

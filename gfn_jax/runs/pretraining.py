@@ -1,0 +1,69 @@
+"""Tiny bases from nothing, by next-token training on a synthetic corpus."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, phase_order
+from gfn_jax.models.checkpoint import save_model
+from gfn_jax.models.decoder import init_params
+from gfn_jax.models.tensor_files import whole_folder
+from gfn_jax.runs.config import Pretraining
+from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
+from gfn_jax.training.loop import Run, Trained
+from gfn_jax.training.optimizer import make_optimizer
+from gfn_jax.training.step import make_step
+from gfn_jax.training.writers import make_writers
+from gfn_jax.types import Tokens, TrainState
+from gfn_jax.worlds.corpora import CorpusKind
+
+# Streams of randomness: fold_in(key of the seed, STREAM).
+WEIGHTS, ORDER, DROPOUT = range(3)
+
+
+def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
+    """Training a tiny base model from nothing; it lies in WORKDIR/model at the end."""
+    values, model = config.values, config.model
+    digest = claim_workdir(workdir, config.described)
+    tokenizer = config.corpus.build_tokenizer()
+    optimizer = make_optimizer(config.optimizer)
+    key = jax.random.key(values.seed)
+    params = init_params(jax.random.fold_in(key, WEIGHTS), model)
+    documents = read_documents(config.corpus, config.documents, tokenizer)
+    order = phase_order(jax.random.fold_in(key, ORDER), config.phases, values.batch)
+
+    def finish(trained: Trained) -> str:
+        with whole_folder(workdir / "model") as draft:
+            save_model(draft, model, trained.state.trainable, "llama", special_tokens(tokenizer))
+            tokenizer.save_pretrained(draft)
+        return f"The model is in {workdir / 'model'}, an ordinary Hugging Face folder."
+
+    return Run(
+        workdir=workdir,
+        step_fn=jax.jit(make_step(LanguageModeling(model), optimizer), donate_argnums=0),
+        state=TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None),
+        constants=Corpus(documents, documents.mask, order, jax.random.fold_in(key, DROPOUT)),
+        num_steps=config.optimizer.total_steps,
+        samples_per_step=values.batch,
+        checkpointer=Checkpointer(workdir, digest),
+        writers=make_writers(workdir, values.tensorboard),
+        finish=finish,
+        log_every=values.log_every,
+        save_every=values.save_every,
+    )
+
+
+def read_documents(kind: CorpusKind, corpora: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> Tokens:
+    """The documents of all phases, one after the other."""
+    parts = [kind.token_rows(corpus, tokenizer) for corpus in corpora]
+    return Tokens(*(jnp.asarray(np.concatenate(rows)) for rows in zip(*parts)))
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """What config.json says of a tokenizer's special tokens."""
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
