@@ -9,154 +9,20 @@ Any shape, with random weights: nothing is downloaded. Each part is compiled, wa
 spread, rates and peak memory are printed and written as JSON. Where Y is more than the stop, the packed reward is timed
 beside a pass per prefix; a continuation's prefixes take one pass in any case. "Limit" is the counted operations of a
 part's matrix products (gfn_jax/models/flops.py) over the rate at which this machine multiplies large float matrices.
+
+--config.KEY=VALUE changes one value of the config. What is wrong with the command or its config ends in one line
+`error: ...` and exit code 2; --debug shows tracebacks, and so does GFN_JAX_DEBUG=1.
 """
 
-import json
-import pathlib
-import platform
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The benchmark's config, as FILE or FILE:PRESET.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON; nowhere if not given.")
+from gfn_jax.commands import benchmark
 
 
-def measure(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Seconds of `call`: the first (compilation included), then median, minimum and maximum of `repeats`."""
-    import jax
-
-    def once() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        return time.perf_counter() - start
-
-    first = once()
-    times = [once() for _ in range(repeats)]
-    return {"first": first, "median": statistics.median(times), "min": min(times), "max": max(times)}
-
-
-def matrix_rate(dtype: Any, repeats: int = 5) -> float:
-    """Operations a second of a large matrix product on one device."""
-    import jax
-    import jax.numpy as jnp
-
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
-    product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / measure(lambda: product(x), repeats)["median"]
-
-
-def peak_memory() -> dict[str, float]:
-    """MiB: of this process, and of the first device where it counts."""
-    import jax
-
-    stats = jax.local_devices()[0].memory_stats() or {}
-    scale = 1024 if sys.platform == "darwin" else 1
-    found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / scale}
-    if "peak_bytes_in_use" in stats:
-        found["device"] = stats["peak_bytes_in_use"] / 2**20
-    return found
-
-
-def run(config: Any) -> dict[str, Any]:
-    """Times every part of the step that `config` describes."""
-    import jax
-    import jax.numpy as jnp
-
-    from gfn_jax.commands.benchmark_parts import build_benchmark
-    from gfn_jax.models.flops import packed_reward_flops, rollout_flops, score_flops, sequential_reward_flops
-
-    parts = build_benchmark(config)
-    rate = matrix_rate(jnp.dtype(config.dtype))
-    policy, base = parts.policy_flops, parts.base_flops
-    counts = {
-        "rollout": rollout_flops(policy, parts.shape),
-        "reward": packed_reward_flops(base, parts.shape),
-        "reward_sequential": sequential_reward_flops(base, parts.shape),
-        "score_update": score_flops(policy, parts.shape),
-    }
-    counts["step"] = counts["rollout"] + counts["reward"] + counts["score_update"]
-    timed: dict[str, Any] = {}
-    for name, call in parts.calls.items():
-        seconds = measure(call, config.repeats)
-        limit = counts[name] / rate
-        timed[name] = {
-            "seconds": seconds,
-            "gflop": counts[name] / 1e9,
-            "limit_seconds": limit,
-            "times_limit": seconds["median"] / limit,
-        }
-    rows, tokens = parts.shape.rows, parts.shape.rows * (parts.shape.horizon - 1)
-    step = timed["step"]["seconds"]["median"]
-    device = jax.devices()[0]
-    found = {
-        "config": config.to_dict(),
-        "device": f"{device.platform} {device.device_kind}",
-        "devices": jax.device_count(),
-        "machine": platform.machine(),
-        "jax": jax.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "matrix_gflops": rate / 1e9,
-        "parts": timed,
-        "samples_per_second": rows / step,
-        "tokens_per_second": tokens / step,
-        "peak_memory_mib": peak_memory(),
-    }
-    if "reward_sequential" in timed:
-        sequential, packed = (timed[name]["seconds"]["median"] for name in ("reward_sequential", "reward"))
-        found["sequential_over_packed"] = sequential / packed
-    return found
-
-
-def page(result: dict[str, Any]) -> str:
-    """The result for a person."""
-    from gfn_jax.evaluation.report import table
-
-    rows = [
-        (
-            name,
-            *(f"{1e3 * part['seconds'][key]:.0f}" for key in ("median", "min", "max")),
-            f"{part['gflop']:.1f}",
-            f"{1e3 * part['limit_seconds']:.0f}",
-            f"{part['times_limit']:.2f}",
-            f"{part['seconds']['first']:.1f}",
-        )
-        for name, part in result["parts"].items()
-    ]
-    header = ("part", "median ms", "min", "max", "GFLOP", "limit ms", "x limit", "first call s")
-    memory = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in result["peak_memory_mib"].items())
-    ratio = result.get("sequential_over_packed")
-    compared = [f"one packed reward is {ratio:.1f} times as fast as a pass per prefix"] if ratio else []
-    return "\n".join(
-        [
-            f"{result['device']} x {result['devices']}, jax {result['jax']}, "
-            f"matrix products at {result['matrix_gflops']:.0f} GFLOP/s",
-            "",
-            table(header, rows),
-            "",
-            *compared,
-            f"whole step: {result['samples_per_second']:.1f} samples/s, {result['tokens_per_second']:.0f} tokens/s; "
-            f"peak memory: {memory}",
-        ]
-    )
-
-
-def main(argv: list[str]) -> None:
-    """Entry point."""
-    del argv
-    result = run(_CONFIG.value)
-    print(page(result))
-    if _OUTPUT.value:
-        pathlib.Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return benchmark.main(argv or sys.argv, __doc__)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    sys.exit(main())

@@ -24,23 +24,22 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from gfn_jax.algorithms.gflownet import Constants, GFlowNet
+from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
-from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.quantize import quantize_params
+from gfn_jax.policy.constraint import Constants
 from gfn_jax.rewards.posterior import Context
-from gfn_jax.runs.config import read_sections
-from gfn_jax.runs.policy import gflownet_parts, initial
-from gfn_jax.runs.tasks import entry_of
+from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
-from gfn_jax.training.step import TrainState
-from gfn_jax.types import PyTree
+from gfn_jax.types import Keys, PyTree, TrainState
 
 REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
 
@@ -104,28 +103,29 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
-    sections = read_sections(config)
-    entry = entry_of(config.task)
-    model, tokenizer = describe_model(config.model.path)
-    dtype = jnp.dtype(config.model.dtype)
-    mesh = meshes.abstract_mesh(sections.mesh)
-    shipped = tokenizer or load_tokenizer(model_folder(entry.stand_in))
-    parts = gflownet_parts(config, model, shipped, mesh)
+    run = read_policy_run(config)
+    model, tokenizer = describe_model(run.model.path)
+    dtype = jnp.dtype(run.model.dtype)
+    mesh = meshes.abstract_mesh(run.mesh)
+    shipped = tokenizer or load_tokenizer(model_folder(run.entry.stand_in))
+    parts = policy_parts(run, model, shipped, mesh)
     floats = jax.eval_shape(lambda key: init_params(key, model, dtype), jax.random.key(0))
-    params = jax.eval_shape(functools.partial(quantize_params, kind=config.model.quantize), floats)
+    base = LanguageModel(model, jax.eval_shape(functools.partial(quantize_params, kind=run.model.quantize), floats))
     _ = parts.task.environment  # its tables are read while the rest is traced: they must be there before
-    constants, state = jax.eval_shape(functools.partial(initial, config, parts), params)
+    constants, state = jax.eval_shape(functools.partial(initial, run, parts), base)
     algorithm = parts.algorithm
+    if not isinstance(algorithm, GFlowNet):
+        raise ValueError(f"--dry_run counts the algorithm gflownet; it does not know {run.values.algorithm}")
     shape = step_shape(algorithm, constants)
     return Estimate(
-        path=config.model.path,
-        stand_in=entry.stand_in if tokenizer is None else None,
+        path=run.model.path,
+        stand_in=run.entry.stand_in if tokenizer is None else None,
         mesh=dict(mesh.shape),
         parameters=count(floats),
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=flops(algorithm, parts.lora, shape, len(contexts(constants.prepared))),
+        flops=flops(algorithm, model, shape, len(contexts(constants.prepared))),
         shape=shape,
     )
 
@@ -140,7 +140,7 @@ def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
     """The sizes of a step, all samples of a query counted."""
     kept = contexts(constants.prepared)
     demonstrations = kept[0].demonstrations if kept else None
-    query, columns = constants.queries, constants.constraint.token_ids
+    query, columns = constants.queries, constants.rules.constraint.token_ids
     return StepShape(
         queries=algorithm.config.queries,
         samples=algorithm.config.samples,
@@ -148,14 +148,14 @@ def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
         context=query.context.ids.shape[1],
         answer=query.answer.ids.shape[1],
         few_shot=0 if demonstrations is None else demonstrations.mask.shape[1],
-        horizon=constants.constraint.horizon,
+        horizon=constants.rules.constraint.horizon,
         allowed=columns.shape[0],
     )
 
 
-def flops(algorithm: GFlowNet, lora: LoraConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
+def flops(algorithm: GFlowNet, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
     """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
-    policy, base = Flops(algorithm.model, lora), Flops(algorithm.model)
+    policy, base = Flops(model, algorithm.lora), Flops(model)
     fresh = dataclasses.replace(shape, samples=algorithm.config.fresh_samples)
     parts = {
         "rollout": rollout_flops(policy, fresh),
@@ -176,7 +176,7 @@ def memory(
     mesh: jax.sharding.AbstractMesh,
 ) -> dict[str, int]:
     """Bytes a device by kind."""
-    config, model = algorithm.config, algorithm.model
+    config, model = algorithm.config, constants.base.shape
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries = config.queries // config.micro_batches
@@ -185,33 +185,34 @@ def memory(
         return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
 
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
-    tables = dataclasses.replace(constants, params=None, prepared=None)
+    tables = (constants.queries, constants.query_log_weight, constants.rules)
     return {
-        "base": bytes_per_device(constants.params, mesh, REST),
+        "base": bytes_per_device(constants.base.params, mesh, REST),
         "adapter": adapter,
         "optimizer": bytes_per_device({"opt_state": state.opt_state}, mesh),
         "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
-        "buffer": bytes_per_device({"replay": state.replay}, mesh),
+        "buffer": bytes_per_device({"memory": state.memory}, mesh),
         "task's tables": nbytes(tables),
         "prompt cache": cache(queries * algorithm.copies, shape.prompt),
         "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
         "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.copies, shape.context),
         "activations": int(activations(algorithm, constants, state, shape) // split * share),
-        "weights in use": in_use(constants.params, model, dtype, mesh),
+        "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
 
 
 def activations(algorithm: GFlowNet, constants: Constants, state: TrainState, shape: StepShape) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
+    model = constants.base
     without = kept_for_backward(dataclasses.replace(algorithm, remat=False), constants, state)
     kept = kept_for_backward(algorithm, constants, state) if algorithm.remat else without
-    backward = kept + 3 * without // (2 * algorithm.model.num_layers)
+    backward = kept + 3 * without // (2 * model.shape.num_layers)
     if not contexts(constants.prepared):
         return backward
     part = dataclasses.replace(
         shape, queries=shape.queries // algorithm.config.micro_batches, samples=algorithm.config.fresh_samples
     )
-    return max(backward, reward_activations(algorithm.model, part, constants.params["embed"]["tokens"].dtype))
+    return max(backward, reward_activations(model.shape, part, model.params["embed"]["tokens"].dtype))
 
 
 def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
@@ -230,17 +231,14 @@ def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) ->
 
 def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:
     """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
-    size = algorithm.config.queries // algorithm.config.micro_batches
-    key = jax.random.key(0)
 
     def collect(constants: Constants, state: TrainState) -> Any:
-        query = jax.tree.map(lambda x: x[:size], constants.queries)
-        keys = dict.fromkeys(range(5), key)
-        return algorithm.collect(constants, state.trainable, state.replay, query, keys, jnp.ones(()))[0]
+        collected = algorithm.collect(state, constants, Keys.of(constants.root, state.step))
+        return jax.tree.map(lambda x: x[0], collected.batches)
 
     def kept(trainable: PyTree, constants: Constants, batch: Any) -> list[jax.Array]:
         def loss(trainable: PyTree) -> Any:
-            return algorithm.loss(trainable, constants, batch, algorithm.weights(batch), jnp.ones(()), key)
+            return algorithm.loss(trainable, constants, batch, algorithm.weights(batch), constants.root)
 
         _, pull_back, _ = jax.vjp(loss, trainable, has_aux=True)
         return jax.tree.leaves(pull_back)

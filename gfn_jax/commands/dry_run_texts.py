@@ -11,30 +11,22 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from gfn_jax.algorithms.language_model import LanguageModeling
+from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
 from gfn_jax.commands.plan import count, describe_model, left_behind, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
-from gfn_jax.runs.texts import (
-    PretrainingConfig,
-    check_seq_length,
-    corpus_model,
-    finetuning_algorithm,
-    read_finetuning,
-    read_phases,
-)
-from gfn_jax.sections import section, top_level
+from gfn_jax.runs.config import read_finetuning, read_pretraining
+from gfn_jax.runs.finetuning import check_seq_length, finetuning_algorithm
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.types import Params, PyTree, Tokens
-from gfn_jax.worlds.corpora import corpus_kind
 
 REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
 TOKEN_BYTES = 5  # its id and whether it is there
-UNKNOWN_STEPS = 2**31 - 1  # of so many epochs of texts that are not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,44 +78,40 @@ def dry_run_texts(config: ml_collections.ConfigDict) -> str:
 
 def pretraining(config: ml_collections.ConfigDict) -> Texts:
     """A new model, on one device."""
-    top_level(PretrainingConfig, config)
-    kind = corpus_kind(config.corpus)
-    phases, _ = read_phases(config, kind)
-    model = corpus_model(config, len(kind.build_tokenizer()))
+    run = read_pretraining(config)
     return Texts(
-        name=config.corpus,
-        algorithm=LanguageModeling(model),
-        trainable=weights(model, jnp.float32),
+        name=run.values.corpus,
+        algorithm=LanguageModeling(run.model),
+        trainable=weights(run.model, jnp.float32),
         base=None,
         lora=None,
-        rows=config.batch,
-        length=config.seq_length,
-        documents=phases[-1].end,
-        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=sum(phase.steps for phase in phases)),
+        rows=run.values.batch,
+        length=run.values.seq_length,
+        documents=run.phases[-1].end,
+        optimizer=run.optimizer,
         mesh=meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1)),
     )
 
 
 def finetuning(config: ml_collections.ConfigDict) -> Texts:
     """An existing model, all weights or an adapter."""
-    lora, data = read_finetuning(config)
-    model, _ = describe_model(config.model.path)
-    check_seq_length(data.seq_length, model)
-    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config, "mesh"))
-    algorithm = finetuning_algorithm(config, model, lora, mesh)
-    adapts = config.mode == "lora"
-    base = weights(model, jnp.dtype(config.model.dtype if adapts else "float32"))
-    steps = config.steps or UNKNOWN_STEPS
+    run = read_finetuning(config)
+    lora, adapts = run.lora, run.values.mode == "lora"
+    model, _ = describe_model(run.model.path)
+    check_seq_length(run.data.seq_length, model)
+    mesh = meshes.abstract_mesh(run.mesh)
+    algorithm = finetuning_algorithm(run, model, mesh)
+    base = weights(model, jnp.dtype(run.model.dtype if adapts else "float32"))
     return Texts(
-        name=config.model.path,
+        name=run.model.path,
         algorithm=algorithm,
         trainable=jax.eval_shape(lambda key: init_lora(key, model, lora), jax.random.key(0)) if adapts else base,
         base=base if adapts else None,
         lora=lora if adapts else None,
-        rows=config.batch,
-        length=data.seq_length,
+        rows=run.values.batch,
+        length=run.data.seq_length,
         documents=0,
-        optimizer=section(OptimizerConfig, config, "optimizer", total_steps=steps),
+        optimizer=run.optimizer,
         mesh=mesh,
     )
 
@@ -138,7 +126,7 @@ def memory(plan: Texts) -> dict[str, int]:
     mesh, algorithm = plan.mesh, plan.algorithm
     moments = jax.eval_shape(make_optimizer(plan.optimizer).init, plan.trainable)
     trained = bytes_per_device({"trainable": plan.trainable}, mesh)
-    share = tensor_share(algorithm.model, mesh, plan.length) / (mesh.shape["data"] * mesh.shape["fsdp"])
+    share = tensor_share(algorithm.shape, mesh, plan.length) / (mesh.shape["data"] * mesh.shape["fsdp"])
     return {
         **({} if plan.base is None else {"base": bytes_per_device(plan.base, mesh, REST)}),
         "weights" if plan.base is None else "adapter": trained,
@@ -161,15 +149,19 @@ def activations(plan: Texts) -> int:
         own = dataclasses.replace(algorithm, remat=remat)
 
         def pull_back(trainable: PyTree, base: Params | None, text: Tokens) -> list[jax.Array]:
+            frozen = None if base is None else LanguageModel(own.shape, base)
+            corpus = Corpus(text, text.mask, jnp.zeros((1, rows), jnp.int32), jax.random.key(0), frozen)
+            batch = Batch(text, text.mask)
+
             def loss(trainable: PyTree) -> jax.Array:
-                return own.loss(trainable, base, text, text.mask, jnp.ones(()), jax.random.key(0))
+                return own.loss(trainable, corpus, batch, {"tokens": jnp.ones(())}, corpus.root)[0]
 
             return jax.tree.leaves(jax.vjp(loss, trainable)[1])
 
         return left_behind(pull_back, trainable, plan.base, text)
 
     without = kept(False)
-    return (kept(True) if algorithm.remat else without) + 3 * without // (2 * algorithm.model.num_layers)
+    return (kept(True) if algorithm.remat else without) + 3 * without // (2 * algorithm.shape.num_layers)
 
 
 def computed(plan: Texts) -> PyTree:
@@ -181,7 +173,7 @@ def computed(plan: Texts) -> PyTree:
 
 def in_use(plan: Texts) -> int:
     """Copies of weights: all in the arithmetic's type where that is another; under fsdp a layer and the head."""
-    mesh, model = plan.mesh, plan.algorithm.model
+    mesh, model = plan.mesh, plan.algorithm.shape
     params = computed(plan) if plan.base is None else plan.base
     cast = bytes_per_device(params, mesh) if nbytes(params) != nbytes(plan.base or plan.trainable) else 0
     if mesh.shape["fsdp"] == 1:
@@ -194,7 +186,7 @@ def in_use(plan: Texts) -> int:
 
 def flops(plan: Texts) -> dict[str, int]:
     """Matrix products a step: forward and backward, of a frozen base with respect to activations alone."""
-    model, tokens = plan.algorithm.model, plan.rows * plan.length
+    model, tokens = plan.algorithm.shape, plan.rows * plan.length
     pairs = plan.rows * plan.length * (plan.length + 1) // 2
     counted, adapts = Flops(model, plan.lora), plan.lora is not None
     forward = tokens * (counted.token() + counted.head(model.vocab_size)) + counted.attention(pairs)

@@ -19,7 +19,7 @@ _log = logging.getLogger("gfn_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to export: the command's flags (see `gfn_jax/export.py`)."""
+    """What to export: the command's flags (see `gfn_jax/commands/export.py`)."""
 
     workdir: str
     out: str

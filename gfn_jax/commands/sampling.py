@@ -13,7 +13,6 @@ has it.
 import dataclasses
 import itertools
 import logging
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,27 +22,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gfn_jax.environments import LARGEST_BOUND, Calculator, NoTool
+from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator, NoTool
+from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.adapter_settings import CONFIG
 from gfn_jax.models.adapters import load_adapter
-from gfn_jax.models.checkpoint import load_model, read_config
+from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.decoder import init_params
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
 from gfn_jax.models.quantize import Kind
 from gfn_jax.models.tensor_files import read_json, resolve
-from gfn_jax.policy.constraint import Constraint, make_constraint
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.score import score
 from gfn_jax.rewards import PosteriorReward
+from gfn_jax.runs.weights import load_base
 from gfn_jax.sections import Count, Natural, Range, SamplingTemperature, Seed, check
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.text.joining import Bos, decode_after, encode_answer, encode_prompt, joining_difference
 from gfn_jax.text.loading import load_tokenizer, model_folder
-from gfn_jax.text.tokens import allowed_ids, encode_after, stop_token
+from gfn_jax.text.tokens import allowed_ids, encode_after, pad_token, stop_token
 from gfn_jax.training import mesh as meshes
-from gfn_jax.types import Params, Query, Rollout, Tokens
+from gfn_jax.types import Query, Rollout, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +58,7 @@ _log = logging.getLogger("gfn_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to sample, and how: the command's flags (see `gfn_jax/sample.py`)."""
+    """What to sample, and how: the command's flags (see `gfn_jax/commands/sample.py`)."""
 
     model: str
     prompts: tuple[str, ...]
@@ -127,21 +128,13 @@ def sample(settings: Settings) -> Iterator[list[Sample]]:
     if settings.bos == "auto" and run is not None:
         # Tasks encode their prompts without a begin-of-text, and a policy knows only what it was trained on.
         settings = dataclasses.replace(settings, bos="no")
-    constraint, environment = make_world(settings, tokenizer, config.vocab_size, run)
-    query = make_query(settings, tokenizer, constraint.stop_id)
+    rules = make_rules(settings, tokenizer, config.vocab_size, run)
+    query = make_query(settings, tokenizer, rules.constraint.stop_id)
     context = None if settings.context is None else to_context(settings, tokenizer, settings.context)
     check_query(config, query, context, settings.max_length)
-    params = load_base(settings, folder, config, mesh)
-    draw = make_draw(config, PosteriorReward(config, context), params, lora, constraint, environment, settings)
-    return batches(settings, tokenizer, query, draw, mesh)
-
-
-def load_base(settings: Settings, folder: pathlib.Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
-    """The base's weights on the mesh, quantised if asked for."""
-    dtype = jnp.dtype(settings.dtype)
-    abstract = jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
-    _, params = load_model(folder, dtype, meshes.shardings(abstract, mesh), settings.quantize)
-    return params
+    policy = load_base(folder, settings.dtype, mesh, settings.quantize).adapted(lora)
+    draw = make_draw(policy, PosteriorReward(context), rules, settings)
+    return batches(settings, tokenizer, query, draw, policy)
 
 
 def make_calculator(settings: Settings, tokenizer: "PreTrainedTokenizerFast", run: "SavedRun | None") -> Calculator:
@@ -175,9 +168,9 @@ def largest_number(tokenizer: "PreTrainedTokenizerFast", most: int = LARGEST) ->
     return sum(1 for _ in itertools.takewhile(usual, range(1, most + 1)))
 
 
-def make_world(
+def make_rules(
     settings: Settings, tokenizer: "PreTrainedTokenizerFast", vocab_size: int, run: "SavedRun | None" = None
-) -> tuple[Constraint, Environment]:
+) -> Rules:
     """What may be written, how long it may get, and the tool, which is set up as in `run`, the adapter's."""
     stop = settings.stop or (CALCULATOR_STOP if settings.calculator else tokenizer.eos_token)
     if stop is None:
@@ -188,15 +181,16 @@ def make_world(
         environment = calculator = make_calculator(settings, tokenizer, run)
         known = np.asarray(calculator.triggers)[:vocab_size]
         calls, room = np.pad(known, (0, vocab_size - len(known))), calculator.max_result_tokens
-    ids = None if settings.characters is None else allowed_ids(tokenizer, settings.characters, stop)
+    ids = None if settings.characters is None else allowed_ids(tokenizer, settings.characters, stop, CALL)
     lengths = {"max_length": settings.max_length, "min_length": settings.min_length}
     stop_id = stop_token(tokenizer, stop)
-    return make_constraint(vocab_size, stop_id, **lengths, token_ids=ids, opens_call=calls, call_room=room), environment
+    constraint = make_constraint(vocab_size, stop_id, **lengths, token_ids=ids, opens_call=calls, call_room=room)
+    return Rules(constraint, environment)
 
 
 def make_query(settings: Settings, tokenizer: "PreTrainedTokenizerFast", stop_id: int) -> Query:
     """All prompts, padded to one length, so that every batch has one shape."""
-    pad_id = stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = pad_token(tokenizer, stop_id)
     prompts = [encode_prompt(tokenizer, text, settings.bos) for text in settings.prompts]
     contexts = prompts
     if settings.context is not None:
@@ -264,47 +258,30 @@ def same_base(one: str, other: str) -> bool:
 Draw = Callable[[Query, jax.Array], tuple[Rollout, Float[Array, " B"], Float[Array, " B"]]]
 
 
-def make_draw(
-    config: ModelConfig,
-    reward: PosteriorReward,
-    params: Params,
-    lora: Lora | None,
-    constraint: Constraint,
-    environment: Environment,
-    settings: Settings,
-) -> Draw:
+def make_draw(policy: LanguageModel, reward: PosteriorReward, rules: Rules, settings: Settings) -> Draw:
     """The compiled part: from Q queries and a key to B = Q * N completions, their log q and their log R."""
 
     @jax.jit
-    def draw(params, lora, prepared, constraint, environment, query, key, temperature):
-        rows = jnp.full(query.example_id.shape[0] * settings.samples, temperature)
-        drawn = rollout(config, params, lora, query.prompt, constraint, environment, key, rows, rows * 0)
-        log_q = score(config, params, lora, query.prompt, drawn, constraint).log_pf.sum(1)
-        log_r = reward.log_reward(params, prepared, query, drawn)
+    def draw(policy, prepared, rules, query, key, temperature):
+        behavior = Behavior.at(temperature, query.example_id.shape[0] * settings.samples)
+        drawn = rollout(policy, query.prompt, rules, behavior, key)
+        log_q = score(policy, query.prompt, drawn, rules).log_pf.sum(1)
+        log_r = reward.log_reward(policy.base, prepared, query, drawn)
         return drawn, log_q, jnp.take_along_axis(log_r, drawn.token_mask.sum(1)[:, None], axis=1)[:, 0]
 
-    prepared = jax.jit(reward.prepare)(params)
+    prepared = jax.jit(reward.prepare)(policy.base)
     temperature = jnp.float32(settings.temperature)
-    return lambda query, key: draw(params, lora, prepared, constraint, environment, query, key, temperature)
+    return lambda query, key: draw(policy, prepared, rules, query, key, temperature)
 
 
 def batches(
-    settings: Settings, tokenizer: "PreTrainedTokenizerFast", query: Query, draw: Draw, mesh: jax.sharding.Mesh
+    settings: Settings, tokenizer: "PreTrainedTokenizerFast", query: Query, draw: Draw, policy: LanguageModel
 ) -> Iterator[list[Sample]]:
-    """Draws batch after batch; the last one is filled up with its last prompt and cut.
-
-    So is every batch that would not divide over the devices that share its rows.
-    """
-    count, root = len(settings.prompts), jax.random.key(settings.seed)
-    shares = math.prod(mesh.shape[axis] for axis in meshes.ROWS)
-    batch = -(-min(settings.batch, count) // shares) * shares
-    for number, begin in enumerate(range(0, count, batch)):
-        index = np.minimum(np.arange(begin, begin + batch), count - 1)
-        part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], query)
-        part = meshes.place(part, meshes.rows_sharding(mesh))
-        drawn = jax.tree.map(np.asarray, draw(part, jax.random.fold_in(root, number)))
-        kept = min(batch, count - begin) * settings.samples
-        yield describe(settings, tokenizer, jax.tree.map(np.asarray, part), drawn, kept)
+    """Draws batch after batch; the last is filled up, and each that would not divide over the policy's devices."""
+    root = jax.random.key(settings.seed)
+    for number, (part, count) in enumerate(parts(query, settings.batch, policy)):
+        drawn = gather(draw(part, jax.random.fold_in(root, number)))
+        yield describe(settings, tokenizer, gather(part), drawn, count * settings.samples)
 
 
 def describe(settings: Settings, tokenizer, query: Query, drawn, kept: int) -> list[Sample]:

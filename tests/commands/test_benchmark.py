@@ -9,8 +9,9 @@ import re
 import jax
 import pytest
 
-import gfn_jax.benchmark
-import gfn_jax.commands.benchmark_parts
+from gfn_jax import benchmark
+from gfn_jax.commands import benchmarking
+from gfn_jax.commands.benchmark_parts import step_parts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def config_of(answer):
 
 @functools.cache
 def parts_of(answer):
-    return gfn_jax.commands.benchmark_parts.build_benchmark(config_of(answer))
+    return step_parts(config_of(answer))
 
 
 def test_a_first_call_compiles_its_part_and_a_second_one_does_not():
@@ -49,12 +50,33 @@ def test_a_first_call_compiles_its_part_and_a_second_one_does_not():
 def test_a_pass_per_prefix_is_timed_only_where_more_than_the_stop_follows(monkeypatch, answer, compared):
     parts = parts_of(answer)
     idle = dataclasses.replace(parts, calls=dict.fromkeys(parts.calls, lambda: 0))
-    monkeypatch.setattr(gfn_jax.commands.benchmark_parts, "build_benchmark", lambda _: idle)
-    monkeypatch.setattr(gfn_jax.benchmark, "matrix_rate", lambda _: 1e9)
-    result = gfn_jax.benchmark.run(config_of(answer))
+    monkeypatch.setattr(benchmarking, "matrix_rate", lambda _: 1e9)
+    result = benchmarking.benchmark(config_of(answer), idle)
     assert ("reward_sequential" in result["parts"]) is compared
     assert ("sequential_over_packed" in result) is compared
-    assert ("a pass per prefix" in gfn_jax.benchmark.page(result)) is compared
+    assert ("a pass per prefix" in benchmarking.page(result)) is compared
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "no config; name one, for instance --config=configs/benchmark.py"),
+        (["--config=CONFIG:c"], "preset 'c' is unknown; configs/benchmark.py has a, b, tiny"),
+        (["--config=CONFIG", "--config.repeats=1.5"], "flag --config.repeats=1.5: invalid .*"),
+        (["--config=CONFIG", "--config.answer=0"], "answer is 0; it must be a whole number of at least 1"),
+        (["--config=CONFIG", "--config.dtype=int8"], "dtype is 'int8'; it must be one of .*"),
+        (["--config=CONFIG", "--config.seed=None"], "seed is None; it must be a whole number .*"),
+        (["--config=CONFIG", "--config.lora.rank=0"], "lora.rank is 0; it must be .*"),
+        (["--config=ARITH"], "the config lacks answer, calculator, .*"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys, arguments, line):
+    places = {"CONFIG": "configs/benchmark.py", "ARITH": "configs/arith.py"}
+    arguments = [re.sub("CONFIG|ARITH", lambda match: str(ROOT / places[match[0]]), word) for word in arguments]
+    assert benchmark.main(["benchmark", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(f"error: {line}\n", captured.err)
 
 
 def test_make_benchmark_sets_the_flags_of_the_readmes_command():

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import pytest
 
 from gfn_jax import launch
-from gfn_jax.commands import dry_run
+from gfn_jax.commands import dry_run, train
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.decoder import empty_cache
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.quantize import quantize_params
-from gfn_jax.runs.policy import gflownet_parts, initial, place
-from gfn_jax.sections import section
+from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.policy import initial, policy_parts
+from gfn_jax.runs.weights import place
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 
@@ -28,7 +30,7 @@ PARAMETERS = {
 
 
 def config_of(preset: str, *overrides: str):
-    return launch.parse(["launch", f"--config={CONFIGS}:{preset}", *overrides]).config
+    return train.parse(["launch", f"--config={CONFIGS}:{preset}", *overrides]).config
 
 
 def real(tree) -> int:
@@ -40,16 +42,17 @@ def test_bytes_are_those_of_the_arrays_themselves(kind):
     config = config_of("tiny", f"--config.model.quantize={kind}", "--config.mesh.data=1")
     plan = dry_run.estimate(config)
     folder = model_folder("tiny-arithmetic")
-    model, params = load_model(folder)
-    params = quantize_params(params, kind)
-    mesh = meshes.make_mesh(section(meshes.MeshConfig, config, "mesh"), jax.devices()[:1])
-    parts = gflownet_parts(config, model, load_tokenizer(folder), mesh)
-    constants, state = initial(config, parts, params)
-    assert place(constants.params, mesh)["layers"].keys() == params["layers"].keys()
-    assert plan.memory["base"] == real(params)
+    model, floats = load_model(folder)
+    base = LanguageModel(model, quantize_params(floats, kind))
+    run = read_policy_run(config)
+    mesh = meshes.make_mesh(run.mesh, jax.devices()[:1])
+    parts = policy_parts(run, model, load_tokenizer(folder), mesh)
+    constants, state = initial(run, parts, base)
+    assert place(constants.base, mesh).params["layers"].keys() == floats["layers"].keys()
+    assert plan.memory["base"] == real(base)
     assert plan.memory["adapter"] == plan.adapter_bytes == real(state.trainable)
     assert plan.memory["optimizer"] == real(state.opt_state)
-    assert plan.memory["buffer"] == real(state.replay)
+    assert plan.memory["buffer"] == real(state.memory)
     questions = empty_cache(model, 16, constants.queries.context.ids.shape[1])
     assert plan.memory["reward cache"] == real(constants.prepared) + real(questions)
     assert plan.stand_in is None
@@ -96,18 +99,16 @@ def test_a_micro_batch_must_divide_over_the_mesh():
 
 def test_remat_keeps_less():
     """What the backward pass is left with, with and without: depth counts only without."""
-    config = config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6")
-    model, tokenizer = dry_run.describe_model(config.model.path)
-    mesh = meshes.abstract_mesh(section(meshes.MeshConfig, config, "mesh"))
-    parts = gflownet_parts(config, model, tokenizer, mesh)
+    run = read_policy_run(config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6"))
+    model, tokenizer = dry_run.describe_model(run.model.path)
+    parts = policy_parts(run, model, tokenizer, meshes.abstract_mesh(run.mesh))
     algorithm = parts.algorithm
-    params = load_model(model_folder("tiny-arithmetic"))[1]
-    constants, state = initial(config, parts, params)
+    constants, state = initial(run, parts, LanguageModel(*load_model(model_folder("tiny-arithmetic"))))
     without = dry_run.kept_for_backward(algorithm, constants, state)
     remat = dry_run.kept_for_backward(dataclasses.replace(algorithm, remat=True), constants, state)
     inputs = model.num_layers * (2 * 13 + 12 * 20) * model.width * 4
     assert inputs < remat < without / 3
-    assert remat < real(params)  # what was given does not count: the base alone is more
+    assert remat < real(constants.base)  # what was given does not count: the base alone is more
     assert without > jnp.dtype(jnp.float32).itemsize * model.num_layers * 12 * 20 * model.mlp_width
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from gfn_jax import launch
 from gfn_jax.algorithms.language_model import Corpus
-from gfn_jax.commands import plan
+from gfn_jax.commands import plan, train
 from gfn_jax.commands.dry_run_texts import Texts, finetuning, memory
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.text.loading import SHIPPED
-from gfn_jax.training.language_model import ModelState, make_language_model_step
 from gfn_jax.training.optimizer import make_optimizer
-from gfn_jax.types import Tokens
+from gfn_jax.training.step import make_step
+from gfn_jax.types import Tokens, TrainState
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Every preset, and the parameters of its model.
@@ -28,7 +29,7 @@ PARAMETERS = {
 
 
 def plan_of(*words: str) -> Texts:
-    return finetuning(launch.parse(["launch", f"--config={CONFIGS}/finetune.py", *words]).config)
+    return finetuning(train.parse(["launch", f"--config={CONFIGS}/finetune.py", *words]).config)
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
@@ -52,14 +53,15 @@ def test_the_estimate_is_what_the_compiler_takes(words):
     planned = plan_of(*words, "--config.batch=8", "--config.data.seq_length=32", "--config.mesh.data=1")
     optimizer, found = make_optimizer(planned.optimizer), memory(planned)
 
-    def given() -> tuple[ModelState, Corpus]:
+    def given() -> tuple[TrainState, Corpus]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (planned.trainable, planned.base))
         texts = Tokens(jnp.zeros((8, 32), jnp.int32), jnp.ones((8, 32), bool))
-        state = ModelState(jnp.zeros((), jnp.int32), zeros[0], optimizer.init(zeros[0]))
-        return state, Corpus(texts, texts.mask, jnp.zeros((1, 8), jnp.int32), jax.random.key(0), zeros[1])
+        state = TrainState(jnp.zeros((), jnp.int32), zeros[0], optimizer.init(zeros[0]), None)
+        base = None if zeros[1] is None else LanguageModel(planned.algorithm.shape, zeros[1])
+        return state, Corpus(texts, texts.mask, jnp.zeros((1, 8), jnp.int32), jax.random.key(0), base)
 
     state, corpus = jax.eval_shape(given)
-    step = jax.jit(make_language_model_step(planned.algorithm, optimizer), donate_argnums=0)
+    step = jax.jit(make_step(planned.algorithm, optimizer), donate_argnums=0)
     taken = step.lower(state, corpus).compile().memory_analysis()
     assert found["optimizer"] == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
     assert sum(found.values()) == pytest.approx(taken.temp_size_in_bytes + taken.argument_size_in_bytes, rel=0.2)
@@ -75,7 +77,7 @@ def test_a_mesh_divides_it():
 def test_an_adapter_is_counted_apart():
     planned = plan_of("--config.mode=lora")
     lora = LoraConfig(rank=16, alpha=32.0, targets=("q", "k", "v", "o", "gate", "up", "down"))
-    shapes = jax.eval_shape(lambda key: init_lora(key, planned.algorithm.model, lora), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_lora(key, planned.algorithm.shape, lora), jax.random.key(0))
     assert memory(planned)["adapter"] == 4 * sum(x.size for x in jax.tree.leaves(shapes))
 
 

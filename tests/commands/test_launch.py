@@ -1,20 +1,18 @@
 import dataclasses
-import io
-import logging
+import functools
 import pathlib
 import re
 import resource
-import subprocess
 import sys
-import time
 import types
-from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gfn_jax import launch
+from gfn_jax.commands import train
+from gfn_jax.commands.config_flag import with_default
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -31,7 +29,7 @@ FAULTS = {"key": KeyError("samples"), "type": TypeError("one argument is missing
 
 
 def build(config, workdir, command):
-    """Stands where `gfn_jax.runs.build.build` would: makes the toy run, or fails as the config's `trap` says."""
+    """The toy run, or a failure as the config's `trap` says."""
     assert command.startswith("python -m gfn_jax.launch --config="), "what repeats the run"
     if config.trap == "value":
         raise ValueError("a batch of 10 does not divide\nover 4 devices")
@@ -49,37 +47,22 @@ def build(config, workdir, command):
     return dataclasses.replace(run, finish=lambda trained: f"seed {config.seed}, rate {rate}, {trained.steps} steps")
 
 
+def program(config, workdir, command):
+    """Stands where `gfn_jax.runs.build.build` would."""
+    from gfn_jax.training.loop import complete
+
+    return types.SimpleNamespace(complete=functools.partial(complete, build(config, workdir, command)))
+
+
 @pytest.fixture
-def config(tmp_path, monkeypatch) -> Iterator[pathlib.Path]:
-    """A stub config in the current folder, and a stub of what builds runs; leaves logging as it was."""
+def config(tmp_path, monkeypatch) -> pathlib.Path:
+    """A stub config in the current folder, and a stub of what builds runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).with_name("training")))
-    monkeypatch.setitem(sys.modules, "gfn_jax.runs.build", types.SimpleNamespace(build=build))
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / "training"))
+    monkeypatch.setitem(sys.modules, "gfn_jax.runs.build", types.SimpleNamespace(build=program))
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     (tmp_path / "stub.py").write_text(CONFIG)
-    logger = logging.getLogger("gfn_jax")
-    before = logger.handlers, logger.propagate, logger.level
-    yield tmp_path / "stub.py"
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
-
-
-def test_silence_is_broken_by_what_takes_so_long():
-    stream = io.StringIO()
-    logger = logging.Logger("gfn_jax.test")
-    handler = launch.Progress(stream, patience=0.02)
-    logger.addHandler(handler)
-    logger.info("compiling the step")
-    waited = time.monotonic() + 5
-    while stream.getvalue().count("still: compiling the step") < 2 and time.monotonic() < waited:
-        time.sleep(0.01)
-    handler.close()
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "compiling the step"
-    assert set(lines[1:]) == {"  still: compiling the step (0 s)"}
-    assert len(lines) >= 3
-    time.sleep(0.1)
-    assert len(stream.getvalue().splitlines()) <= len(lines) + 1  # closed, it is silent
+    return tmp_path / "stub.py"
 
 
 @pytest.mark.parametrize(
@@ -113,29 +96,13 @@ def test_a_wrong_command_is_one_line(config, capsys, arguments, line):
 
 def test_a_config_file_that_is_not_there_is_said_before_anything_is_built():
     with pytest.raises(OSError, match=r"absent\.py"):
-        launch.parse(["launch", "--config=absent.py"])
+        train.parse(["launch", "--config=absent.py"])
 
 
-def test_debug_shows_the_traceback(config, monkeypatch):
-    monkeypatch.setenv("GFN_JAX_DEBUG", "1")
-    with pytest.raises(AttributeError):
-        launch.main(["launch", "--config=stub.py", "--config.sed=1"])
-
-
-def test_help(capsys):
-    assert launch.main(["launch", "--help"]) == 0
-    out = capsys.readouterr().out
-    assert "python -m gfn_jax.launch --config=configs/arith.py" in out
-    assert "--workdir" in out
-
-
-def test_the_default_config_gives_way_to_a_named_one(config):
-    (config.parent / "other.py").write_text(CONFIG.replace('"seed": 0', '"seed": 7, "own": 1'))
-    assert launch.parse(["launch"], default_config="stub.py").config.seed == 0
-    assert launch.parse(["launch", "--config.seed=3"], default_config="stub.py").config.seed == 3
-    assert launch.parse(["launch", "--config=other.py"], default_config="absent.py").config.seed == 7
-    overridden = ["launch", "--config=other.py", "--config.own=5"]
-    assert launch.parse(overridden, default_config="stub.py").config.own == 5
+def test_the_default_config_gives_way_to_a_named_one():
+    assert with_default(["arith.py", "--config.seed=3"], "a.py") == ["arith.py", "--config=a.py", "--config.seed=3"]
+    for named in (["--config=b.py"], ["-config=b.py"], ["--config.own=5", "--config", "b.py"]):
+        assert with_default(["arith.py", *named], "a.py") == ["arith.py", *named]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +110,7 @@ def test_the_default_config_gives_way_to_a_named_one(config):
     [("configs/arith.py", "runs/arith-tiny"), ("/a/b/arith.py:paper", "runs/arith-paper")],
 )
 def test_default_workdir(source, workdir):
-    assert launch.default_workdir(source) == workdir
+    assert train.default_workdir(source) == workdir
 
 
 def test_a_run_from_start_to_end_and_again(config, capsys):
@@ -192,25 +159,6 @@ def test_our_own_faults_keep_their_traceback(config, trap):
         launch.main(["launch", "--config=stub.py", f"--config.trap={trap}"])
 
 
-def test_a_misspelt_key_in_a_process_of_its_own(config):
-    """What a person sees: one line, at once (nothing heavy is imported before the flags are read)."""
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        "-m",
-        "gfn_jax.launch",
-        "--config=stub.py",
-        "--config.sed=1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert lines[-1:] == ["""error: unknown key 'sed'. Did you mean "seed" instead of "sed"?"""]
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "import time:" in line}
-    assert not imported & {"jax", "orbax.checkpoint", "transformers", "numpy"}
-
-
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
@@ -225,4 +173,4 @@ def test_a_misspelt_key_in_a_process_of_its_own(config):
     ],
 )
 def test_in_cluster(environ, expected):
-    assert launch.in_cluster(environ) is expected
+    assert train.in_cluster(environ) is expected

@@ -14,16 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_tokenizers import sentencepiece
 from tiny_worlds import random_lora, random_params, tiny
 from tokenizers.processors import TemplateProcessing
 
 from gfn_jax import sample
 from gfn_jax.commands import sampling
+from gfn_jax.commands.sample import written
 from gfn_jax.environments import NoTool
 from gfn_jax.models.adapters import save_adapter
 from gfn_jax.models.checkpoint import load_model, save_model
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.models.quantize import is_quantized
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
@@ -34,6 +38,7 @@ from gfn_jax.text.tokens import encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.training.checkpoint import Checkpointer
 from gfn_jax.types import Query
+from gfn_jax.worlds.stories import draw_stories
 
 SHORT, LONG = "Question: 6 - 0 - 4 = ? Answer:", "Question: 7 + 1 - 4 - 8 = ? Answer:"
 ANSWER = ". The answer is 2."
@@ -70,27 +75,32 @@ def test_the_calculator_and_both_logarithms(capsys, model):
     # One that called the tool for log q, and the shortest for log R: the oracle is a program a prefix.
     row, shortest = max(own, key=lambda row: "=" in row["completion"]), min(own, key=lambda row: row["length"])
     settings = sampling.Settings("", (SHORT,), min_length=5, max_length=13, characters=CHARACTERS, calculator=True)
-    constraint, environment = sampling.make_world(settings, tokenizer, config.vocab_size)
+    base, rules = LanguageModel(config, params), sampling.make_rules(settings, tokenizer, config.vocab_size)
     ids = encode_after(tokenizer, SHORT, row["completion"])
     assert len(ids) == row["length"]
     prompt = pad_left([encode_after(tokenizer, "", SHORT)], 0)
     answer = pad_right([encode_after(tokenizer, "1", ANSWER)], 0)
     completion = pad_right([ids], 0, length=14).ids
-    forced = teacher_force(completion, jnp.array([len(ids)]), constraint, environment)
-    log_pf = jax.jit(score, static_argnums=0)(config, params, None, prompt, forced, constraint).log_pf
+    forced = teacher_force(completion, jnp.array([len(ids)]), rules)
+    log_pf = jax.jit(score)(base, prompt, forced, rules).log_pf
     assert row["log_q"] == pytest.approx(float(log_pf.sum()), abs=1e-3)
     ids = encode_after(tokenizer, SHORT, shortest["completion"])
-    forced = teacher_force(jnp.array([[*ids, 0]]), jnp.array([len(ids)]), constraint, environment)
+    forced = teacher_force(jnp.array([[*ids, 0]]), jnp.array([len(ids)]), rules)
     query = Query(example_id=jnp.zeros(1, int), prompt=prompt, context=prompt, answer=answer)
-    oracle = jax.jit(functools.partial(sequential_log_reward, PosteriorReward(config)))
-    expected = oracle(params, PosteriorReward(config).prepare(params), query, forced)[0, len(ids)]
+    oracle = jax.jit(functools.partial(sequential_log_reward, PosteriorReward()))
+    expected = oracle(base, PosteriorReward().prepare(base), query, forced)[0, len(ids)]
     assert shortest["log_r"] == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_english(capsys, shared, tmp_path):
+@pytest.mark.parametrize("name", ["tiny-stories", pytest.param("models/stories260k", marks=pytest.mark.reference)])
+def test_english(capsys, name, request, tmp_path):
     """Prompts from a file, in batches of one with the last of another length; a story comes out."""
-    (tmp_path / "prompts.txt").write_text("Once upon a time\nLily went to the park and saw\n")
-    model, prompts = f"--model={shared / 'models/stories260k'}", f"--prompts={tmp_path / 'prompts.txt'}"
+    texts = ["Once upon a time", "Lily went to the park and saw"]
+    if name == "tiny-stories":  # it knows no other beginnings
+        texts = [story.beginning.text for story in draw_stories("test", 2)]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts) + "\n")
+    model = name if name == "tiny-stories" else request.getfixturevalue("shared") / name
+    model, prompts = f"--model={model}", f"--prompts={tmp_path / 'prompts.txt'}"
     rows = run(capsys, model, prompts, "--batch=1", "--samples=2", "--temperature=0.7", "--max_length=48")
     assert len(rows) == 4
     for row in rows:
@@ -100,20 +110,19 @@ def test_english(capsys, shared, tmp_path):
         assert row["log_r"] < 0
 
 
-def test_text_and_the_note_on_tokens(capsys, caplog):
+def test_text_and_the_note_on_tokens(caplog):
     batch = [sampling.Sample("X:", " Z", -1.0, -2.345, 1, True), sampling.Sample("X:", " Z", 0, 0, 1, False)]
-    sample.write(batch, jsonl=False)
-    assert capsys.readouterr().out == (
-        "X: Z\n  log q -1.00  log R -2.35\nX: Z\n  log q 0.00  log R 0.00  (cut at the maximum length)\n"
+    assert written(batch, jsonl=False) == (
+        "X: Z\n  log q -1.00  log R -2.35\nX: Z\n  log q 0.00  log R 0.00  (cut at the maximum length)"
     )
     tokenizer = build_tokenizer()
     settings = sampling.Settings("", ("Answer:",), max_length=3)
-    constraint, _ = sampling.make_world(settings, tokenizer, len(tokenizer))
+    constraint = sampling.make_rules(settings, tokenizer, len(tokenizer)).constraint
     query = sampling.make_query(settings, tokenizer, constraint.stop_id)
     for pieces, warned in (([" 10"], False), ([" 1", "0"], True)):
         caplog.clear()
         completion = pad_right([tokenizer.convert_tokens_to_ids(pieces)], 1, length=4).ids
-        drawn = teacher_force(completion, jnp.array([len(pieces)]), constraint, NoTool())
+        drawn = teacher_force(completion, jnp.array([len(pieces)]), Rules(constraint, NoTool()))
         described = sampling.describe(settings, tokenizer, query, (drawn, np.zeros(1), np.zeros(1)), 1)
         assert described[0].completion == " 10"
         assert ("apart ' 1' '0', joined ' 10'" in caplog.text) is warned
@@ -170,8 +179,8 @@ def built(monkeypatch, folders):
         adapter = None if adapter is None else str(folders / adapter)
         return sampling.sample(sampling.Settings(str(folders / model), ("1",), adapter, **settings))
 
-    monkeypatch.setattr(sampling, "make_draw", lambda config, reward, params, *rest: params)
-    monkeypatch.setattr(sampling, "batches", lambda settings, tokenizer, query, draw, mesh: (draw, query))
+    monkeypatch.setattr(sampling, "make_draw", lambda policy, *rest: policy)
+    monkeypatch.setattr(sampling, "batches", lambda settings, tokenizer, query, draw, policy: (draw, query))
     return build
 
 
@@ -195,12 +204,12 @@ def test_how_a_prompt_begins(built, model, adapter, bos, begins):
 
 @pytest.mark.parametrize("kind", ["none", "nf4"])
 def test_the_base_is_quantised_if_asked_for(built, kind):
-    assert is_quantized(built("plain", quantize=kind)[0]) == (kind != "none")
+    assert is_quantized(built("plain", quantize=kind)[0].params) == (kind != "none")
 
 
-def test_how_far_the_calculator_reckons(shared, caplog):
+def test_how_far_the_calculator_reckons(caplog):
     caplog.set_level("INFO")
-    words, english = build_tokenizer(), load_tokenizer(shared / "models/stories260k")
+    words, english = build_tokenizer(), sentencepiece()
     run = SavedRun(pathlib.Path("runs/x"), {"task": "arithmetic", "arithmetic": {"max_abs_value": 37}}, (1,))
     other = SavedRun(pathlib.Path("runs/x"), {"task": "infilling", "infilling": {}}, (1,))
     own = SavedRun(pathlib.Path("runs/x"), {"task": "configs.own_task:TASK", "sentence": {}}, (1,))
@@ -214,8 +223,8 @@ def test_how_far_the_calculator_reckons(shared, caplog):
     for tokenizer, adapter, asked, bound in [*cases, (english, None, None, 99)]:
         caplog.clear()
         settings = sampling.Settings("", ("1",), calculator=True, stop="<unk>", max_abs_value=asked)
-        _, calculator = sampling.make_world(settings, tokenizer, len(tokenizer), adapter)
-        assert calculator.max_abs_value == bound
+        rules = sampling.make_rules(settings, tokenizer, len(tokenizer), adapter)
+        assert rules.environment.max_abs_value == bound
         assert len(caplog.messages) == (asked is None)
         assert all(f"up to {bound}, " in message for message in caplog.messages)
 

@@ -1,0 +1,144 @@
+"""What all commands have in common: their flags, how they end, and how they say what is wrong.
+
+A command is a function from a command line to the values of its flags, and one from those to what it prints. What is
+wrong with the command, its config or its data ends in one line `error: ...` and exit code 2; what goes wrong later,
+in one line and exit code 1. Nothing here imports jax: a misspelt flag is answered at once.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+from absl import flags
+
+from gfn_jax.commands.progress import notes
+from gfn_jax.errors import TrainingStopped
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+# What a person can put right, phase by phase; anything else is a fault of ours and keeps its traceback.
+# ml_collections wraps the KeyError of a misspelt key in an AttributeError.
+PARSING = (flags.Error, ValueError, KeyError, AttributeError, OSError)
+BUILDING = (ValueError, OSError, ImportError)
+RUNNING = (ValueError, OSError, RuntimeError)
+
+
+def run(
+    argv: list[str],
+    doc: str | None,
+    parse: Callable[[list[str]], flags.FlagValues],
+    prepare: Callable[[flags.FlagValues], Iterable[str]],
+    *,
+    listen: Callable[[flags.FlagValues], contextlib.AbstractContextManager[None]] = lambda values: notes(),
+    interrupted: str | None = None,
+) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        argv: the command line, program included.
+        doc: what `--help` prints before the flags.
+        parse: reads the flags.
+        prepare: finds out what is wrong with what they ask for, and returns the texts to print, each of which is made
+            when it is asked for. What is slow to import is imported there.
+        listen: where what the library says goes, as a context.
+        interrupted: what Ctrl-C is answered with.
+    """
+    # Read when transformers is imported, which a config may do.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    debug = debugging(argv)
+    expected: tuple[type[Exception], ...] = PARSING
+    code = USAGE
+    try:
+        values = parse(argv)
+        if values.help:
+            show([f"{doc}\nFlags:\n{values.get_help()}"])
+            return 0
+        with listen(values):
+            expected = BUILDING
+            texts = prepare(values)
+            expected, code = RUNNING, FAILED
+            show(texts)
+        return 0
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        if interrupted is not None:
+            print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except expected as error:
+        if debug:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return code
+
+
+def show(texts: Iterable[str]) -> None:
+    """Prints every text as soon as it is there, as long as somebody reads them."""
+    for text in texts:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; what is left unwritten must not be flushed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+
+
+def keep_programs() -> None:
+    """What is compiled is kept for the next command, if said before jax is imported, which a config may do."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def debugging(argv: list[str]) -> bool:
+    """Whether tracebacks are asked for; the flags themselves may be what is wrong, so they are not parsed for it."""
+    return os.environ.get("GFN_JAX_DEBUG", "0") not in ("", "0") or any(
+        re.fullmatch("--?debug(=(true|1))?", word, re.IGNORECASE) for word in argv
+    )
+
+
+def common_flags() -> flags.FlagValues:
+    """The flags of every command. They are values of their own, not absl's global ones: a command may run twice."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("debug", debugging([]), "show tracebacks", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    return values
+
+
+def read(values: flags.FlagValues, argv: list[str], example: str, **needed: str) -> flags.FlagValues:
+    """Reads a command line into the flags that are defined, and returns them.
+
+    Args:
+        values: the flags.
+        argv: the command line.
+        example: what may be written instead of a word that is no flag.
+        needed: flags that must be given, each with what is said where it is not.
+
+    Raises:
+        flags.Error: an unknown flag, or a value of the wrong type.
+        ValueError: a needed flag is missing, or there are words that are no flag; not where help is asked for.
+        KeyError, AttributeError: a config key that is not there.
+    """
+    words = values(argv)
+    if values.help:
+        return values
+    if len(words) > 1:
+        raise ValueError(f"{words[1]!r} is no flag; write {example}")
+    for name, line in needed.items():
+        if values[name].value is None:
+            raise ValueError(f"no {name}; {line}")
+    return values
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line: its cause, not the layers it was wrapped in."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    key = re.match(r"'([^'\s]+)'(\s+Did you mean .*)?$", text, re.DOTALL)
+    if key:
+        text = f"unknown key {key[1]!r}.{key[2] or ''}"
+    text = re.sub(r"^.*\[Errno \d+\] ", "", " ".join(text.split()))
+    return text or type(error).__name__

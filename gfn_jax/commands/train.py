@@ -1,0 +1,103 @@
+"""Training: `python -m gfn_jax.launch`, whose flags are described there."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import flags
+
+from gfn_jax.commands import cli
+from gfn_jax.commands.config_flag import EXAMPLE, define_config, split_config
+from gfn_jax.commands.progress import notes, progress
+
+DEFAULT_PRESET = "tiny"
+
+
+def main(argv: list[str], doc: str | None) -> int:
+    """Runs the command and returns its exit code."""
+    cli.keep_programs()
+    return cli.run(
+        argv,
+        doc,
+        parse,
+        lambda values: prepare(values, argv),
+        listen=listen,
+        interrupted="interrupted; run the same command to go on from the newest checkpoint",
+    )
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of a command line, the config's overrides applied and the config locked.
+
+    Raises:
+        flags.Error: an unknown flag, or a value of the wrong type.
+        ValueError: no config or two, one that is none, or words that are no flag.
+        KeyError, AttributeError: a config key that is not there.
+        OSError: a config file that is not there.
+    """
+    argv, source = split_config(argv)
+    values = cli.common_flags()
+    flags.DEFINE_bool("distributed", False, "join the processes of a cluster", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "say what the run would take, and end", flag_values=values)
+    workdir = source and default_workdir(source)
+    flags.DEFINE_string("workdir", workdir, "where the run writes", flag_values=values)
+    define_config(values, argv, source)
+    return cli.read(values, argv, EXAMPLE, config="name one, for instance --config=configs/arith.py")
+
+
+def default_workdir(config: str) -> str:
+    """`runs/<file's name>-<preset>` for a value of `--config`."""
+    path, _, preset = config.partition(":")
+    return f"runs/{pathlib.Path(path).stem}-{preset or DEFAULT_PRESET}"
+
+
+def listen(values: flags.FlagValues) -> contextlib.AbstractContextManager[None]:
+    """Progress of a run; of a dry run, which is a page, only notes beside it."""
+    return notes() if values.dry_run else progress(values.debug)
+
+
+def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
+    """Builds the run, or the page of a dry one."""
+    if values.dry_run:
+        from gfn_jax.commands.dry_run import dry_run
+
+        return [dry_run(values.config)]
+    workdir = pathlib.Path(values.workdir)
+    logging.getLogger("gfn_jax").info("starting in %s", workdir)
+    if values.distributed or in_cluster(os.environ):
+        join_cluster(os.environ)
+    from gfn_jax.runs.build import build
+
+    program = build(values.config, workdir, shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]]))
+    return (words() for words in [program.complete])  # when they are asked for
+
+
+def in_cluster(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says that this is one of several processes."""
+    hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    # SLURM_STEP_NODELIST is there only in what srun starts, not in the batch script around it.
+    tasks = int(environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_NODELIST" in environ else 1
+    ranks = int(environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    return "JAX_COORDINATOR_ADDRESS" in environ or len(hosts) > 1 or tasks > 1 or ranks > 1
+
+
+def join_cluster(environ: Mapping[str, str]) -> None:
+    """Meets the other processes, whose number and places jax finds out by itself in a cluster it knows.
+
+    Elsewhere set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    import jax
+
+    place: dict[str, Any] = {}
+    if "JAX_NUM_PROCESSES" in environ:
+        place = {
+            "num_processes": int(environ["JAX_NUM_PROCESSES"]),
+            "process_id": int(environ["JAX_PROCESS_ID"]),
+        }
+    jax.distributed.initialize(**place)
+    if jax.process_index() != 0:  # the first speaks for all
+        logging.getLogger("gfn_jax").setLevel(logging.WARNING)

@@ -1,0 +1,114 @@
+"""What all commands do alike: help, errors in one line, tracebacks if asked for, notes, and what they print."""
+
+import importlib
+import io
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gfn_jax.commands import cli, progress
+
+ROOT = pathlib.Path(__file__).parents[2]
+# A face -> a command line that is wrong in a value, which is seen before anything is computed.
+WRONG = {
+    "launch": [f"--config={ROOT}/configs/arith.py", "--config.lora.dropout=1", "--workdir=run"],
+    "sample": ["--model=tiny-arithmetic", "--prompt=1", "--samples=0"],
+    "export": ["--workdir=absent", "--out=out"],
+    "benchmark": [f"--config={ROOT}/configs/benchmark.py", "--config.samples=0"],
+}
+
+
+def main(face: str, *arguments: str) -> int:
+    return importlib.import_module(f"gfn_jax.{face}").main([face, *arguments])
+
+
+@pytest.mark.parametrize("face", WRONG)
+def test_help(capsys, face):
+    assert main(face, "--help") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(importlib.import_module(f"gfn_jax.{face}").__doc__)
+    assert f"python -m gfn_jax.{face} --" in out
+    assert "--[no]debug: show tracebacks" in out
+
+
+@pytest.mark.parametrize("face", WRONG)
+def test_what_is_wrong_is_one_line_and_with_debug_a_traceback(face, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(face, *WRONG[face]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        main(face, *WRONG[face], "--debug")
+    monkeypatch.setenv("GFN_JAX_DEBUG", "1")
+    with pytest.raises((ValueError, OSError)):
+        main(face, *WRONG[face])
+
+
+@pytest.mark.parametrize(
+    ("face", "arguments"),
+    [
+        ("launch", [f"--config={ROOT}/configs/arith.py", "--config.sed=1"]),
+        ("sample", ["--model=m", "--prompt=p", "--sed=1"]),
+        ("export", ["--workdir=w", "--out=o", "--sed=1"]),
+        ("benchmark", [f"--config={ROOT}/configs/benchmark.py", "--config.sed=1"]),
+    ],
+)
+def test_what_is_misspelt_is_said_at_once(face, arguments):
+    """What a person sees: one line, before anything heavy is imported."""
+    command = [sys.executable, "-X", "importtime", "-m", f"gfn_jax.{face}", *arguments]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert "sed" in lines[0]
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    assert not imported & {"jax", "orbax.checkpoint", "transformers", "numpy"}
+
+
+def test_what_nobody_reads_is_neither_printed_nor_made(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    made = []
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        cli.show(made.append(number) or "a text" for number in range(3))
+    assert made == [0]
+
+
+def test_what_the_library_says_is_heard_in_one_place_and_for_so_long(capsys, caplog):
+    logger = logging.getLogger("gfn_jax")
+    before = logger.handlers, logger.level, logger.propagate
+    with progress.notes():
+        logger.info("a note")
+    assert capsys.readouterr().err == "a note\n"
+    with progress.progress():
+        logger.info("a step")
+    assert capsys.readouterr().out.endswith("  a step\n")
+    assert not caplog.messages
+    assert (logger.handlers, logger.level, logger.propagate) == before
+
+
+def test_silence_is_broken_by_what_takes_so_long():
+    stream = io.StringIO()
+    logger = logging.Logger("gfn_jax.test")
+    handler = progress.Progress(stream, patience=0.02)
+    logger.addHandler(handler)
+    logger.info("compiling the step")
+    waited = time.monotonic() + 5
+    while stream.getvalue().count("still: compiling the step") < 2 and time.monotonic() < waited:
+        time.sleep(0.01)
+    handler.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "compiling the step"
+    assert set(lines[1:]) == {"  still: compiling the step (0 s)"}
+    assert len(lines) >= 3
+    time.sleep(0.1)
+    assert len(stream.getvalue().splitlines()) <= len(lines) + 1  # closed, it is silent
