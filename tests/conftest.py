@@ -4,14 +4,23 @@ import gc
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from jaxtyping import install_import_hook
 
 # A persistent compilation cache: the second run of the suite, and every worker after the first, compiles little.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Compiling is most of the suite's time and shapes are tiny: a third of it without optimisation. `make test-slow` and
+# `XLA_FLAGS= pytest` compile as users' runs do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+# Where arrays are computed with, the shapes in signatures are held to while the tests run. (Each call costs time: texts
+# and worlds are made of so many small ones that the suite would take half as long again.)
+ROOMS = ("algorithms", "environments", "evaluation", "models", "objectives", "policy", "replay", "rewards", "training")
+install_import_hook([f"gfn_jax.{room}" for room in ROOMS], "shapes.check")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,9 +33,34 @@ def forget_programs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def golden_folder() -> pathlib.Path:
+    """The numbers of the paper's released code."""
+    return pathlib.Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `reference` are left out unless `-m` names them."""
+    if "reference" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("reference")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_named(request: pytest.FixtureRequest) -> Callable:
+    """Makes or reads a tokenizer of `tiny_tokenizers.EVERY`."""
+    from tiny_tokenizers import MADE
+
+    from gfn_jax.text.loading import load_tokenizer
+
+    return lambda name: MADE[name]() if name in MADE else load_tokenizer(request.getfixturevalue("shared") / name)
+
+
+@pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder of reference material beside the checkout; a test that needs it skips where it is absent."""
+    """The folder of real data and tokenizers beside the checkout, for tests marked `reference`."""
     folder = pathlib.Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip("the folder ../shared (reference vectors, real data) is not beside this checkout")
+    for name in ("data", "tokenizers", "models"):
+        if not (folder / name).is_dir():
+            pytest.fail(f"tests marked `reference` need the folder {folder / name}, which is not there", pytrace=False)
     return folder

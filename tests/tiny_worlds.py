@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gfn_jax.algorithms.gflownet import GFlowNetConfig
 from gfn_jax.environments import Calculator
 from gfn_jax.models import decoder, layers, quantize
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.policy.constraint import make_constraint
+from gfn_jax.runs.defaults import gflownet_config
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.types import Query, Tokens
 
@@ -31,6 +33,11 @@ def tiny(**changes) -> ModelConfig:
         "rotary_dim": 4,
     }
     return ModelConfig(**(settings | changes))
+
+
+def gflownet_settings(**changes) -> GFlowNetConfig:
+    """What a step does, by the defaults of every run's config, with changes."""
+    return GFlowNetConfig(**{**gflownet_config("any").gflownet, **changes})
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.4, dtype=jnp.float32):
