@@ -20,18 +20,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from gfn_jax.evaluation.report import table
 from gfn_jax.models.checkpoint import load_model
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
-from gfn_jax.runs.em import EMConfig, fit
-from gfn_jax.runs.tasks import TASKS
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.runs.config import EMConfig, PolicyRun, read_policy_run
+from gfn_jax.runs.em import adapter_run
+from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.tasks.arithmetic import Arithmetic
 from gfn_jax.text.documents import document_rows
 from gfn_jax.text.loading import load_tokenizer, model_folder
-from gfn_jax.types import Params, Tokens
+from gfn_jax.training.loop import train
+from gfn_jax.types import Tokens
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/arith.py", "FILE:preset")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of the adapter.")
@@ -49,20 +50,20 @@ def one(seed: int) -> dict[str, float]:
     config.seed = seed
     targets = tuple(name for name in config.lora.targets if name != "head")
     config.lora.update({"rank": RANK.value, "alpha": ALPHA.value, "targets": targets})
-    folder = model_folder(config.model.path)
-    model, params = load_model(folder)
-    entry = TASKS[config.task]
-    task = entry.task(config, load_tokenizer(folder), model)
-    evaluator = entry.evaluator(config, task, model)
+    run = read_policy_run(config)
+    folder = model_folder(run.model.path)
+    base = LanguageModel(*load_model(folder))
+    task = make_task(run, load_tokenizer(folder), base.shape)
+    evaluator = make_evaluator(run, task, base.shape)
     start = time.perf_counter()
-    adapter = supervised(config, task, model, params)
+    trained = supervised(run, task, base)
     seconds = round(time.perf_counter() - start, 1)
-    questions = config.evaluation.test_questions
-    found = {name: evaluator.accuracy(params, adapter, split, questions) for name, split in evaluator.test.items()}
+    questions = run.evaluation.test_questions
+    found = {name: evaluator.accuracy(trained, split, questions) for name, split in evaluator.test.items()}
     return {"seed": seed, **{name: round(graded.voted, 2) for name, (graded, _) in found.items()}, "seconds": seconds}
 
 
-def supervised(config: ConfigDict, task: Arithmetic, model: ModelConfig, params: Params) -> Lora:
+def supervised(config: PolicyRun, task: Arithmetic, base: LanguageModel) -> LanguageModel:
     """Next-token training on the demonstrations that seed the GFlowNet's buffer."""
     texts = [example.demonstration.rstrip() for example in task.splits["seeds"]]
     rows = document_rows(texts, task.tokenizer, seq_length=128, end_of_document=True)
@@ -70,7 +71,9 @@ def supervised(config: ConfigDict, task: Arithmetic, model: ModelConfig, params:
         rounds=0, samples=1, steps=STEPS.value, batch=BATCH.value, learning_rate=RATE.value, warmup_steps=0
     )
     with tempfile.TemporaryDirectory() as workdir:
-        return fit(config, settings, pathlib.Path(workdir), model, params, Tokens(rows.ids, rows.mask), rows.mask)
+        documents = Tokens(rows.ids, rows.mask)
+        run = adapter_run(config, settings, pathlib.Path(workdir), base, documents, rows.mask)
+        return base.adapted(train(run).state.trainable)
 
 
 def main(_: list[str]) -> None:

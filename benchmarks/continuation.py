@@ -19,16 +19,18 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
+from gfn_jax.commands.progress import progress
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.continuation import COLUMNS, ContinuationEvaluator
 from gfn_jax.evaluation.report import table
 from gfn_jax.evaluation.sampling import sample_completions
-from gfn_jax.launch import set_up_logging
-from gfn_jax.models.checkpoint import load_model, read_config
-from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.runs.build import build
+from gfn_jax.models.checkpoint import load_model
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy.constraint import Rules, make_constraint
+from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.defaults import gflownet_config
-from gfn_jax.runs.tasks import TASKS
+from gfn_jax.runs.policy import build_policy
+from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.text.batching import pad_left
 from gfn_jax.text.loading import load_tokenizer
 from gfn_jax.training.loop import train
@@ -51,13 +53,12 @@ NUCLEUS = (0.95, 0.9, 0.8, 0.7, 0.6)
 
 def write_texts(folder: str, count: int, seed: int, length: int = 100) -> str:
     """Texts that the model writes from its begin-of-text on, with empty lines between them."""
-    model, params = load_model(folder)
+    base = LanguageModel(*load_model(folder))
     tokenizer = load_tokenizer(folder)
     stop = tokenizer.eos_token_id
     prompt = pad_left([[tokenizer.bos_token_id]], stop)
-    constraint = make_constraint(model.vocab_size, stop, length)
-    key = jax.random.key(seed)
-    (rows,) = sample_completions(model, params, None, prompt, constraint, NoTool(), key, count, 1.0, 1)
+    rules = Rules(make_constraint(base.shape.vocab_size, stop, length), NoTool())
+    (rows,) = sample_completions(base, prompt, rules, jax.random.key(seed), count, 1.0, 1)
     return "\n\n".join(tokenizer.decode(row).strip() for row in rows)
 
 
@@ -124,26 +125,25 @@ def at_equal(points: Sequence[Mapping[str, float]], key: str, value: float) -> d
 def main(argv: list[str]) -> None:
     """Trains a policy a temperature and prints the comparison."""
     del argv
-    set_up_logging()
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, progress():
         texts = pathlib.Path(folder) / "texts.txt"
         texts.write_text(write_texts(MODEL.value, STORIES.value, SEED.value))
         found: dict[str, dict[str, float]] = {}
         for temperature in map(float, TEMPERATURES.value):
-            config = configure(str(texts), temperature)
-            run = build(config, pathlib.Path(folder) / f"{temperature:g}")
-            trained = train(run)
-            params, lora = run.constants.params, trained.state.trainable.lora
-            model, tokenizer, entry = read_config(MODEL.value)[1], load_tokenizer(MODEL.value), TASKS["continuation"]
-            evaluator: ContinuationEvaluator = entry.evaluator(config, entry.task(config, tokenizer, model), model)
+            config = read_policy_run(configure(str(texts), temperature))
+            run = build_policy(config, pathlib.Path(folder) / f"{temperature:g}")
+            base, trained = run.constants.base, train(run)
+            policy = base.adapted(trained.state.trainable.lora)
+            task = make_task(config, load_tokenizer(MODEL.value), base.shape)
+            evaluator: ContinuationEvaluator = make_evaluator(config, task, base.shape)
             query = evaluator.query(0)
-            methods = evaluator.methods(params, lora, query)
+            methods = evaluator.methods(policy, query)
             name = f"gflownet_T{temperature:g}"
             seconds[name] = round(trained.seconds, 1)
-            found[name] = evaluator.measure(params, lora, query, methods.pop("metrics")())
+            found[name] = evaluator.measure(policy, query, methods.pop("metrics")())
             if "base" not in found:  # log q of what the base wrote: its own, over legal tokens
-                found |= {other: evaluator.measure(params, None, query, write()) for other, write in methods.items()}
+                found |= {other: evaluator.measure(base, query, write()) for other, write in methods.items()}
     families = {
         kind: [values for name, values in found.items() if name.startswith(kind) or name == "base"]
         for kind in ("tempered", "nucleus")

@@ -25,8 +25,10 @@ import numpy as np
 from gfn_jax.algorithms.gflownet import GFlowNet, GFlowNetConfig
 from gfn_jax.evaluation.enumeration import World, divergences, log_policy, random_world
 from gfn_jax.objectives.mixture import Objective
+from gfn_jax.runs.defaults import gflownet_config
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import TrainState, make_step
+from gfn_jax.training.step import init_state, make_step
+from gfn_jax.types import TrainState
 
 OBJECTIVES = ("subtb", "db", "tb", "vargrad")
 REWARDS = {"flat": 0.5, "peaked": 5.0}  # standard deviation of log R, in nats
@@ -55,18 +57,19 @@ def parse() -> argparse.Namespace:
 
 def make_trainer(world: World, args: argparse.Namespace):
     """One program for every objective, table and seed: they are its arguments."""
-    config = GFlowNetConfig(
-        queries=1,
-        samples=args.samples,
-        tempered=args.tempered,
-        exploring=args.exploring,
-        uniform_mix=1.0,
-        replay_samples=int(args.samples * args.replayed),
-        replay_mode="uniform",
-        buffer_capacity=args.samples,
-        buffer_tolerance=0.0,
-        log_z_rate=args.log_z_rate,
-    )
+    settings = {
+        "queries": 1,
+        "samples": args.samples,
+        "tempered": args.tempered,
+        "exploring": args.exploring,
+        "uniform_mix": 1.0,
+        "replay_samples": int(args.samples * args.replayed),
+        "replay_mode": "uniform",
+        "buffer_capacity": args.samples,
+        "buffer_tolerance": 0.0,
+        "log_z_rate": args.log_z_rate,
+    }
+    config = GFlowNetConfig(**{**gflownet_config("enumerable").gflownet, **settings})
     optimizer = make_optimizer(OptimizerConfig(args.learning_rate, args.steps, clip_norm=10.0))
 
     @jax.jit
@@ -77,14 +80,13 @@ def make_trainer(world: World, args: argparse.Namespace):
             samples_per_query=args.samples,
             huber=args.huber,
         )
-        algorithm = GFlowNet(world.model, world.reward, objective, config)
-        trainable, buffer = algorithm.init(key, world.lora, 1, constants.constraint.horizon)
-        state = TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), buffer)
+        algorithm = GFlowNet(world.reward, objective, config, world.lora)
+        state = init_state(algorithm, optimizer, key, constants)
         step = make_step(algorithm, optimizer)
 
         def stretch(state: TrainState, _):
-            lora, prompt = state.trainable.lora, constants.queries.prompt
-            log_q = log_policy(world.model, constants.params, lora, prompt, world.completions, constants.constraint)
+            policy = algorithm.policy(state.trainable, constants)
+            log_q = log_policy(policy, constants.queries.prompt, world.completions, constants.rules)
             state, metrics = jax.lax.scan(lambda s, _: step(s, constants), state, None, length=EVERY)
             return state, {**divergences(log_q, log_p), "loss": metrics["loss"].mean()}
 

@@ -9,6 +9,7 @@ the evaluator of the run. Writes infilling.json and, where matplotlib is install
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,15 +25,15 @@ from ml_collections import ConfigDict
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
 from gfn_jax.models.checkpoint import load_model
-from gfn_jax.models.lora import Lora, LoraConfig, init_lora
-from gfn_jax.runs.tasks import TASKS
-from gfn_jax.sections import section
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.runs.config import PolicyRun, read_policy_run
+from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.tasks.infilling import Infilling
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.joining import encode_prompt
 from gfn_jax.text.loading import load_tokenizer, model_folder
-from gfn_jax.training.language_model import ModelState, make_language_model_step
-from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gfn_jax.training.optimizer import make_optimizer
+from gfn_jax.training.step import init_state, make_step
 
 
 def parse() -> argparse.Namespace:
@@ -43,7 +44,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def demonstrations(task: Infilling, steps: int, batch: int, key: jax.Array, base) -> Corpus:
+def demonstrations(task: Infilling, steps: int, batch: int, key: jax.Array, base: LanguageModel) -> Corpus:
     """The training stories as prompt and completion; only the completion and its stop are learnt."""
     rows, begins = [], []
     for problem in task.splits["train"]:
@@ -57,21 +58,21 @@ def demonstrations(task: Infilling, steps: int, batch: int, key: jax.Array, base
     return Corpus(documents, jnp.asarray(learnt), epoch_order(key, len(rows), batch, steps), key, base)
 
 
-def supervise(config: ConfigDict, task: Infilling, model, params) -> tuple[Lora, float]:
-    """An adapter trained on the demonstrations, and the seconds it took."""
-    key = jax.random.key(config.seed)
-    adapter = init_lora(jax.random.fold_in(key, 0), model, section(LoraConfig, config, "lora"))
-    batch = config.gflownet.queries * config.gflownet.samples
-    corpus = demonstrations(task, config.steps, batch, jax.random.fold_in(key, 1), params)
-    optimizer = make_optimizer(section(OptimizerConfig, config, "optimizer", total_steps=config.steps))
-    step = jax.jit(make_language_model_step(LanguageModeling(model), optimizer), donate_argnums=0)
-    state = ModelState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter))
+def supervise(config: PolicyRun, task: Infilling, base: LanguageModel) -> tuple[LanguageModel, float]:
+    """The base with an adapter trained on the demonstrations, and the seconds it took."""
+    key, steps = jax.random.key(config.values.seed), config.values.steps
+    batch = config.algorithm.queries * config.algorithm.samples
+    corpus = demonstrations(task, steps, batch, jax.random.fold_in(key, 1), base)
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, total_steps=steps))
+    algorithm = LanguageModeling(base.shape, config.lora)
+    step = jax.jit(make_step(algorithm, optimizer), donate_argnums=0)
+    state = init_state(algorithm, optimizer, jax.random.fold_in(key, 0), corpus)
     start = time.perf_counter()
-    for number in range(config.steps):
+    for number in range(steps):
         state, metrics = step(state, corpus)
-        if number % 50 == 0 or number == config.steps - 1:
+        if number % 50 == 0 or number == steps - 1:
             print(f"step {number + 1}  loss {float(metrics['loss']):.3f}", flush=True)
-    return state.trainable, time.perf_counter() - start
+    return algorithm.policy(state.trainable, corpus), time.perf_counter() - start
 
 
 def curve_of(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -102,22 +103,22 @@ def draw(results: dict, path: pathlib.Path) -> None:
 def main() -> None:
     """Trains the baseline, measures it, writes both runs down."""
     args = parse()
-    config = ConfigDict(json.loads((args.workdir / "config.json").read_text()))
+    looking = {"log_every": 1, "save_every": 1, "tensorboard": False}  # what config.json leaves out
+    config = read_policy_run(ConfigDict(looking | json.loads((args.workdir / "config.json").read_text())))
     finished = json.loads((args.workdir / "results.json").read_text())
     folder = model_folder(config.model.path)
-    model, params = load_model(folder)
-    entry = TASKS[config.task]
-    task = entry.task(config, load_tokenizer(folder), model)
-    evaluator = entry.evaluator(config, task, model)
-    adapter, seconds = supervise(config, task, model, params)
-    findings = evaluator.report(params, adapter)
+    base = LanguageModel(*load_model(folder))
+    task = make_task(config, load_tokenizer(folder), base.shape)
+    evaluator = make_evaluator(config, task, base.shape)
+    trained, seconds = supervise(config, task, base)
+    findings = evaluator.report(trained)
     methods = {name: finished[name] for name in ("base", "base_continuation", "posterior")}
     results = {
         "command": shlex.join(["python", *sys.argv]),
         "run": finished["command"],
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()}-core {platform.machine()}, {jax.default_backend()}",
-        "seed": config.seed,
+        "seed": config.values.seed,
         "seconds": {"gflownet": finished["seconds"], "supervised": round(seconds, 1)},
         "methods": {**methods, "supervised": findings.methods["metrics"], "gflownet": finished["metrics"]},
         "curve": curve_of(args.workdir),

@@ -22,16 +22,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".c
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
-import ml_collections
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gfn_jax.evaluation.report import table
-from gfn_jax.runs.em import EMConfig, build_em, evaluator_of, fit, joined_rows, shape_of
-from gfn_jax.sections import section
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.runs.config import PolicyRun, read_policy_run
+from gfn_jax.runs.em import adapter_run, build_em, evaluator_of, joined_rows
 from gfn_jax.tasks.subjectivity import Subjectivity
-from gfn_jax.training.loop import Run, train
+from gfn_jax.training.loop import train
 from gfn_jax.worlds.reviews import bayes_label
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/subj.py:em", "FILE:preset")
@@ -64,30 +64,29 @@ def one(labels: int, seed: int) -> dict[str, dict[str, float]]:
         config.subjectivity.seed_samples = 0
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
-        run = build_em(config, workdir)
-        run.finish(train(run))
+        described = read_policy_run(config)
+        program = build_em(described, described.em, workdir)
+        program.complete()
         found = json.loads((workdir / "results.json").read_text())
-        found["supervised"] = supervised(config, workdir, run)
+        found["supervised"] = supervised(described, workdir, program.run.constants.base)
         e_step = json.loads((workdir / "e_step_1" / "results.json").read_text())
-    task = evaluator_of(config, None).task
+    task = evaluator_of(described, None).task
     guesses = [bayes_label(task.review("test", i)) for i in range(len(task.truth("test")))]
     found["bayes"] = {"accuracy": float(100 * np.mean(np.array(guesses) == task.truth("test")))}
     kept = ("zero_shot", "few_shot", "base", "supervised", "e_step_1", "m_step_1", "bayes", "rationales")
     return {name: found[name] for name in kept} | {"training": {"seconds": e_step["seconds"]}}
 
 
-def supervised(config: ml_collections.ConfigDict, workdir: pathlib.Path, run: Run) -> dict[str, float]:
+def supervised(config: PolicyRun, workdir: pathlib.Path, base: LanguageModel) -> dict[str, float]:
     """The M-step's training on "This review is {label}." alone."""
     evaluator = evaluator_of(config, None)
     task: Subjectivity = evaluator.task
     answers = jax.tree.map(lambda x: x[task.truth("train")], task.direct_answers())
     query = dataclasses.replace(task.queries("train"), answer=answers)
     documents, loss_mask = joined_rows(query, [[[]]] * len(task.truth("train")))
-    _, model = shape_of(config)
-    settings = section(EMConfig, config, "em")
-    params = run.constants.params
-    adapter = fit(config, settings, workdir / "supervised", model, params, documents, loss_mask)
-    return evaluator.describe_direct(evaluator.direct(params, adapter, "test"), task.truth("test"))
+    run = adapter_run(config, config.em, workdir / "supervised", base, documents, loss_mask)
+    trained = base.adapted(train(run).state.trainable)
+    return evaluator.describe_direct(evaluator.direct(trained, "test"), task.truth("test"))
 
 
 def main(_: list[str]) -> None:
