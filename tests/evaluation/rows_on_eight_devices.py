@@ -2,12 +2,12 @@
 
 import jax
 import numpy as np
-from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import left_padded, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.rows import copies_of, parts
 from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.training.mesh import BASE_RULES, MeshConfig, make_mesh, place, shardings
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gfn_jax.models.language_model import LanguageModel
 
 from gfn_jax.models import decoder
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.types import Tokens
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.models import decoder
 from gfn_jax.models.config import RopeScaling
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.types import Tokens
 
 VARIANTS = {

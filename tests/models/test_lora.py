@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import TARGETS, left_padded, random_ids, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder, layers
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora, merge_lora
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout

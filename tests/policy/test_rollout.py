@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from gfn_jax.models.language_model import LanguageModel
 from tiny_worlds import all_sequences, calculator_world, left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
+from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, choose, rollout
 from gfn_jax.policy.score import score
