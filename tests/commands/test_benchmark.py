@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import pathlib
 import re
 
@@ -12,13 +11,14 @@ import pytest
 from gfn_jax import benchmark
 from gfn_jax.commands import benchmarking
 from gfn_jax.commands.benchmark_parts import step_parts
+from gfn_jax.commands.config_flag import load_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def config_of(answer):
     """A step on a model that compiles in no time."""
-    config = importlib.import_module("configs.benchmark").get_config("a")
+    config = load_config(f"{ROOT}/configs/benchmark.py:a").unlock()
     small = {"vocab_size": 11, "width": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 8}
     config.model.update({**small, "mlp_width": 8})
     config.lora.update({"rank": 2, "targets": ("q",)})
