@@ -2,7 +2,8 @@
 
 The sections are the fields of frozen dataclasses, where they are explained: `mesh` MeshConfig, `lora` LoraConfig,
 `gflownet` GFlowNetConfig, `objective` objectives.Objective, `optimizer` OptimizerConfig, `reward`
-runs.rewards.RewardConfig. This is the one place that has their defaults.
+runs.rewards.RewardConfig. A run takes every value from here or from its config file, never from a dataclass: where one
+has defaults (LoraConfig, MeshConfig, OptimizerConfig, Objective), they are for use from Python.
 """
 
 import ml_collections
