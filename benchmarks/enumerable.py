@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gfn_jax.algorithms.gflownet import GFlowNet, GFlowNetConfig
-from gfn_jax.evaluation.enumeration import World, divergences, log_policy, random_world
+from gfn_jax.evaluation.enumeration import World, divergences, random_world
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.objectives.mixture import Objective
 from gfn_jax.runs.defaults import gflownet_config
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer

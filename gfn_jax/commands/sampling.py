@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator, NoTool
 from gfn_jax.evaluation.rows import gather, parts
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.adapter_settings import CONFIG
 from gfn_jax.models.adapters import load_adapter
@@ -35,7 +36,6 @@ from gfn_jax.models.quantize import Kind
 from gfn_jax.models.tensor_files import read_json, resolve
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
-from gfn_jax.policy.score import score
 from gfn_jax.rewards import PosteriorReward
 from gfn_jax.runs.weights import load_base
 from gfn_jax.sections import Count, Natural, Range, SamplingTemperature, Seed, check
@@ -265,7 +265,7 @@ def make_draw(policy: LanguageModel, reward: PosteriorReward, rules: Rules, sett
     def draw(policy, prepared, rules, query, key, temperature):
         behavior = Behavior.at(temperature, query.example_id.shape[0] * settings.samples)
         drawn = rollout(policy, query.prompt, rules, behavior, key)
-        log_q = score(policy, query.prompt, drawn, rules).log_pf.sum(1)
+        log_q = log_policy(policy, query.prompt, drawn, rules)
         log_r = reward.log_reward(policy.base, prepared, query, drawn)
         return drawn, log_q, jnp.take_along_axis(log_r, drawn.token_mask.sum(1)[:, None], axis=1)[:, 0]
 

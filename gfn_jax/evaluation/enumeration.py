@@ -21,12 +21,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
-from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import TableReward
 from gfn_jax.types import Params, Query, Rollout, Tokens, Trajectory
@@ -53,11 +53,6 @@ def enumerate_completions(rules: Rules) -> Rollout:
     stops = (constraint.stop_id,) * constraint.horizon
     completion = jnp.array([(*z, *stops)[: constraint.horizon] for z in listed], jnp.int32)
     return teacher_force(completion, jnp.array([len(z) for z in listed]), rules)
-
-
-def log_policy(model: LanguageModel, prompt: Tokens, completions: Rollout, rules: Rules) -> Float[Array, " S"]:
-    """Log q(Z stop) in nats of each listed completion, given one prompt ([1, P]); exp of it sums to 1."""
-    return score(model, prompt, completions, rules).log_pf.sum(axis=1)
 
 
 def log_target(trajectory: Trajectory, temperature: Float[Array, ""] | float = 1.0) -> Float[Array, " S"]:

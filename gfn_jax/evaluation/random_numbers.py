@@ -23,15 +23,15 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint, Rules
-from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import Count, Seed
 from gfn_jax.types import Query, Rollout, Tokens
@@ -89,9 +89,7 @@ class NumberTask(Protocol):
     def queries(self, split: str) -> Query: ...
 
 
-@jax.jit
-def _log_q(model: LanguageModel, prompt: Tokens, spelt: Rollout, rules: Rules) -> Float[Array, " S"]:
-    return score(model, prompt, spelt, rules).log_pf.sum(axis=1)
+_log_policy = jax.jit(log_policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +132,7 @@ class RandomNumbersEvaluator:
         """The chance of every number of the support, which a model gives it; they add up to the valid mass."""
         numbers = self.task.spellings.number
         ((spelt, count),) = parts(self.spelt, len(numbers), model)
-        log_q = gather(_log_q(model, self.prompt, spelt, self.rules))[:count]
+        log_q = gather(_log_policy(model, self.prompt, spelt, self.rules))[:count]
         return np.bincount(numbers, np.exp(log_q.astype(np.float64)), len(self.log_p))
 
     def validate(self, model: LanguageModel) -> dict[str, float]:

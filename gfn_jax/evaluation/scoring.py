@@ -18,6 +18,11 @@ from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.types import Query, Rollout, Tokens
 
 
+def log_policy(model: LanguageModel, prompt: Tokens, completions: Rollout, rules: Rules) -> Float[Array, " B"]:
+    """Log q(Z stop) at temperature 1, in nats, of B = Q * N completions, N for each of Q prompts."""
+    return score(model, prompt, completions, rules).log_pf.sum(axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Scorer:
     """What models and a reward say of N given completions of each of M prompts, a tool writing none of their tokens.
@@ -82,4 +87,4 @@ def _rollout(ids: Int[Array, "M N T"], lengths: Int[Array, "M N"], rules: Rules)
 
 @jax.jit
 def _log_policy(model, prompt, ids, lengths, rules) -> Float[Array, " B"]:
-    return score(model, prompt, _rollout(ids, lengths, rules), rules).log_pf.sum(axis=1)
+    return log_policy(model, prompt, _rollout(ids, lengths, rules), rules)

@@ -30,7 +30,6 @@ from gfn_jax.models.adapters import save_adapter
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.lora import init_lora
 from gfn_jax.models.tensor_files import resolve, whole_folder
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.config import EMConfig, PolicyRun
@@ -43,6 +42,7 @@ from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import claim_workdir, config_digest
 from gfn_jax.training.loop import Run, Trained, complete, stoppable
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
+from gfn_jax.training.step import init_state
 from gfn_jax.types import Query, Tokens
 
 # Streams of an M-step: fold_in(key of the seed, STREAM), behind the E-step's; rounds are added to the last.
@@ -184,7 +184,7 @@ def build_m_step(
         policy: what the E-step has trained.
         command: what repeats it.
     """
-    model_type, model = shape_of(config)
+    model_type, _ = shape_of(config)
     samples = sample_completions(
         policy,
         constants.queries.prompt,
@@ -202,7 +202,7 @@ def build_m_step(
         adapter = gather(trained.state.trainable)
         if jax.process_index() == 0:
             with whole_folder(adapter_folder(workdir, number)) as draft:
-                save_adapter(draft, model, config.lora, adapter, model_type)
+                save_adapter(draft, constants.base.shape, config.lora, adapter, model_type)
         multihost_utils.sync_global_devices(f"adapter {number}")
         findings = evaluator_of(config, adapter_folder(workdir, number)).report(policy)
         values = config.values
@@ -242,16 +242,12 @@ def adapter_run(
     """Maximum likelihood of the marked tokens under the base with a new adapter, as a run in `folder`."""
     key = jax.random.key(config.values.seed)
     order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), em.batch, em.steps)
-    return likelihood_run(
-        config.values,
-        folder,
-        config_digest(config.described),
-        meshes.make_mesh(config.mesh),
-        LanguageModeling(base.shape, config.lora, remat=config.model.remat),
-        make_optimizer(m_step_optimizer(config.optimizer, em)),
-        init_lora(jax.random.fold_in(key, ADAPTER), base.shape, config.lora),
-        Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), base),
-    )
+    corpus = Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), base)
+    algorithm = LanguageModeling(base.shape, config.lora, remat=config.model.remat)
+    optimizer = make_optimizer(m_step_optimizer(config.optimizer, em))
+    state = init_state(algorithm, optimizer, jax.random.fold_in(key, ADAPTER), corpus)
+    digest, mesh = config_digest(config.described), meshes.make_mesh(config.mesh)
+    return likelihood_run(config.values, folder, digest, mesh, algorithm, optimizer, state, corpus)
 
 
 def m_step_optimizer(e_step: OptimizerConfig, em: EMConfig) -> OptimizerConfig:

@@ -18,7 +18,7 @@ from gfn_jax.models.adapters import export_merged, save_adapter
 from gfn_jax.models.checkpoint import read_config, save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.lora import Lora, init_lora
+from gfn_jax.models.lora import Lora
 from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.runs.config import Finetuning
 from gfn_jax.runs.weights import load_base, place
@@ -30,7 +30,7 @@ from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import make_step
+from gfn_jax.training.step import init_state, make_step, new_state
 from gfn_jax.training.writers import make_writers
 from gfn_jax.types import Params, Tokens, TrainState
 
@@ -56,13 +56,17 @@ def build_finetuning(config: Finetuning, workdir: pathlib.Path) -> Run:
     if largest >= model.vocab_size:
         raise ValueError(f"the tokenizer writes token {largest}; the model has {model.vocab_size}: they do not belong")
     steps = values.steps or math.ceil(values.epochs * len(train.ids) / values.batch)
-    optimizer = checked(OptimizerConfig, {**vars(config.optimizer), "total_steps": steps}, "optimizer.")
-    algorithm = finetuning_algorithm(config, model, mesh)
-    trainable, base = initial_weights(config, model, folder, mesh)
+    settings = checked(OptimizerConfig, {**vars(config.optimizer), "total_steps": steps}, "optimizer.")
+    algorithm, optimizer = finetuning_algorithm(config, model, mesh), make_optimizer(settings)
     key = jax.random.key(values.seed)
     order = epoch_order(jax.random.fold_in(key, ORDER), len(train.ids), values.batch, steps)
-    corpus = Corpus(train, train.mask, order, jax.random.fold_in(key, DROPOUT), base)
-    run = likelihood_run(values, workdir, digest, mesh, algorithm, make_optimizer(optimizer), trainable, corpus)
+    corpus = Corpus(train, train.mask, order, jax.random.fold_in(key, DROPOUT))
+    if values.mode == "full":  # in float32, whatever they compute in
+        state = new_state(optimizer, load_base(folder, "float32", mesh).params)
+    else:
+        corpus = dataclasses.replace(corpus, base=load_base(folder, config.model.dtype, mesh))
+        state = init_state(algorithm, optimizer, jax.random.fold_in(key, WEIGHTS), corpus)
+    run = likelihood_run(values, workdir, digest, mesh, algorithm, optimizer, state, corpus)
     perplexity = make_perplexity(held_out, held_out.mask, config.evaluation.batch)
     before = perplexity(algorithm.policy(run.state.trainable, run.constants))
     _log.info("held-out text before: %s", shown(before))
@@ -95,7 +99,7 @@ def likelihood_run(
     mesh: jax.sharding.Mesh,
     algorithm: LanguageModeling,
     optimizer: optax.GradientTransformation,
-    trainable: Params | Lora,
+    state: TrainState,
     corpus: Corpus,
 ) -> Run:
     """Maximum likelihood of the corpus's marked tokens, in the corpus's order, as a run without last words.
@@ -107,10 +111,10 @@ def likelihood_run(
         mesh: where everything will lie.
         algorithm: what is minimised.
         optimizer: how.
-        trainable: all weights, or an adapter.
+        state: before the first step.
         corpus: the rows and, under an adapter, the frozen base.
     """
-    state = place(TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), None), mesh)
+    state = place(state, mesh)
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_step(algorithm, optimizer)
     steps, batch = corpus.order.shape
@@ -155,16 +159,6 @@ def finetuning_algorithm(
         remat=config.model.remat,
         dtype=jnp.dtype(config.model.dtype),
     )
-
-
-def initial_weights(
-    config: Finetuning, model: ModelConfig, folder: pathlib.Path, mesh: jax.sharding.Mesh
-) -> tuple[Params | Lora, LanguageModel | None]:
-    """(what is trained, the frozen base or None). All weights are trained in float32, whatever they compute in."""
-    if config.values.mode == "full":
-        return load_base(folder, "float32", mesh).params, None
-    base = load_base(folder, config.model.dtype, mesh)
-    return init_lora(jax.random.fold_in(jax.random.key(config.values.seed), WEIGHTS), model, config.lora), base
 
 
 def save_finetuned(

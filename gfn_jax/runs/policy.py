@@ -39,7 +39,7 @@ from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
 from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import PyTree, Seeds, Tokens, TrainState, Trajectory
+from gfn_jax.types import PyTree, Query, Seeds, Tokens, TrainState, Trajectory
 
 # What a line of progress says of the metrics that there are.
 PROGRESS = {
@@ -118,6 +118,7 @@ class Parts:
     """What a policy's run is made of, and does not depend on the weights."""
 
     task: Task
+    queries: Query
     name: str
     settings: SamplingConfig
     reward: Reward
@@ -154,7 +155,7 @@ def policy_parts(
     if host_reward is not None and not isinstance(algorithm, Interruptible):
         raise ValueError(f"reward.function is asked between two halves of a step; {method.section} has no such halves")
     optimizer = make_optimizer(config.optimizer)
-    return Parts(task, method.section, settings, reward, algorithm, optimizer, host_reward)
+    return Parts(task, queries, method.section, settings, reward, algorithm, optimizer, host_reward)
 
 
 def prompt_copies(section: str, settings: SamplingConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
@@ -192,7 +193,7 @@ def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Const
     constants = Constants(
         base=base,
         prepared=jax.jit(parts.reward.prepare)(base),
-        queries=to_device(task.queries("train")),
+        queries=to_device(parts.queries),
         query_log_weight=jnp.log(jnp.maximum(jnp.asarray(task.query_weight(), jnp.float32), 1e-30)),
         rules=Rules(task.constraint(), task.environment),
         root=jax.random.fold_in(root, 1),

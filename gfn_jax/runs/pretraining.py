@@ -11,15 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, phase_order
 from gfn_jax.models.checkpoint import save_model
-from gfn_jax.models.decoder import init_params
 from gfn_jax.models.tensor_files import whole_folder
 from gfn_jax.runs.config import Pretraining
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
-from gfn_jax.training.step import make_step
+from gfn_jax.training.step import init_state, make_step
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Tokens, TrainState
+from gfn_jax.types import Tokens
 from gfn_jax.worlds.corpora import CorpusKind
 
 # Streams of randomness: fold_in(key of the seed, STREAM).
@@ -31,11 +30,11 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
     values, model = config.values, config.model
     digest = claim_workdir(workdir, config.described)
     tokenizer = config.corpus.build_tokenizer()
-    optimizer = make_optimizer(config.optimizer)
+    algorithm, optimizer = LanguageModeling(model), make_optimizer(config.optimizer)
     key = jax.random.key(values.seed)
-    params = init_params(jax.random.fold_in(key, WEIGHTS), model)
     documents = read_documents(config.corpus, config.documents, tokenizer)
     order = phase_order(jax.random.fold_in(key, ORDER), config.phases, values.batch)
+    corpus = Corpus(documents, documents.mask, order, jax.random.fold_in(key, DROPOUT))
 
     def finish(trained: Trained) -> str:
         with whole_folder(workdir / "model") as draft:
@@ -45,9 +44,9 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
 
     return Run(
         workdir=workdir,
-        step_fn=jax.jit(make_step(LanguageModeling(model), optimizer), donate_argnums=0),
-        state=TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None),
-        constants=Corpus(documents, documents.mask, order, jax.random.fold_in(key, DROPOUT)),
+        step_fn=jax.jit(make_step(algorithm, optimizer), donate_argnums=0),
+        state=init_state(algorithm, optimizer, jax.random.fold_in(key, WEIGHTS), corpus),
+        constants=corpus,
         num_steps=config.optimizer.total_steps,
         samples_per_step=values.batch,
         checkpointer=Checkpointer(workdir, digest),

@@ -133,16 +133,6 @@ class Arithmetic:
 
     def queries(self, split: str, shots: int = 0) -> Query:
         """A split's queries; `shots` demonstrations precede the question in the policy's prompt."""
-        if (split, shots) not in self._asked:
-            self._asked[split, shots] = self._encode(split, shots)
-        return self._asked[split, shots]
-
-    @functools.cached_property
-    def _asked(self) -> dict[tuple[str, int], Query]:
-        """What was encoded already."""
-        return {}
-
-    def _encode(self, split: str, shots: int) -> Query:
         examples = self.splits[split]
         prefix = "".join(example.demonstration for example in self.splits["context"][:shots])
         encode = functools.partial(encode_after, self.tokenizer)

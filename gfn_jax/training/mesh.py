@@ -189,11 +189,6 @@ def place(tree: PyTree, placement: PyTree) -> PyTree:
     return jax.jit(lambda whole: whole, out_shardings=placement)(tree)
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis (rows, or whole queries) over data and fsdp; the rest replicated."""
-    return NamedSharding(mesh, P(ROWS))
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, P())

@@ -29,6 +29,11 @@ def init_state(
 ) -> TrainState:
     """The state before the first step."""
     trainable, memory = algorithm.init(key, constants)
+    return new_state(optimizer, trainable, memory)
+
+
+def new_state(optimizer: optax.GradientTransformation, trainable: PyTree, memory: PyTree = None) -> TrainState:
+    """The same, where what is trained is there already."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), memory)
 
 
@@ -100,17 +105,17 @@ def learn(
     batches = collected.batches
     weights = jax.tree.map(lambda x: x.sum(0), jax.vmap(algorithm.weights)(batches))
 
-    def measured(number: Array, batch: PyTree) -> PyTree:
+    def accumulate(total: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, None]:
+        number, batch = part
         key = jax.random.fold_in(keys.dropout, number)
         value_and_grad = jax.value_and_grad(algorithm.loss, has_aux=True)
-        return value_and_grad(state.trainable, constants, batch, weights, key)
-
-    def accumulate(total: PyTree, part: tuple) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, measured(*part)), None
+        measured = value_and_grad(state.trainable, constants, batch, weights, key)
+        return jax.tree.map(jnp.add, total, measured), None
 
     numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
-    first = jax.tree.map(lambda x: x[0], (numbers, batches))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, *first))
+    first = jax.tree.map(lambda x: x[0], batches)
+    shapes = jax.eval_shape(algorithm.loss, state.trainable, constants, first, weights, keys.dropout)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, state.trainable))
     ((loss, terms), grads), _ = jax.lax.scan(accumulate, zeros, (numbers, batches))
     updates, counted = optimizer.update(grads, state.opt_state, state.trainable)
     learnt = (optax.apply_updates(state.trainable, updates), counted)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gfn_jax.evaluation import random_numbers
-from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy, unit_gain
+from gfn_jax.evaluation.enumeration import enumerate_completions, unit_gain
 from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, RandomNumbersEvaluator, distances, kl
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel

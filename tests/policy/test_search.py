@@ -5,7 +5,8 @@ import pytest
 from tiny_worlds import left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
-from gfn_jax.evaluation.enumeration import enumerate_completions, log_policy
+from gfn_jax.evaluation.enumeration import enumerate_completions
+from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout

@@ -68,7 +68,9 @@ def seeded(completions):
         root=None,
     )
     seeds = make_seeds(range(len(completions)), completions, 5, 2)
-    trajectory = rewarded_seeds(Parts(Letters(), "gflownet", settings, reward, algorithm, None, None), constants, seeds)
+    trajectory = rewarded_seeds(
+        Parts(Letters(), constants.queries, "gflownet", settings, reward, algorithm, None, None), constants, seeds
+    )
     buffer = algorithm.remember(replay.init(len(completions), 2, 3), seeds.example_id, trajectory)
     return np.flatnonzero(np.asarray(buffer.filled).any(1)).tolist()
 

@@ -13,9 +13,10 @@ from gfn_jax import replay
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
+from gfn_jax.models.partition import ROWS
 from gfn_jax.training.checkpoint import Checkpointer
 from gfn_jax.training.digests import digests
-from gfn_jax.training.mesh import MeshConfig, make_mesh, rows_sharding, shardings
+from gfn_jax.training.mesh import MeshConfig, make_mesh, shardings
 from gfn_jax.types import Rollout, Tokens, Trajectory
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
@@ -47,7 +48,7 @@ def forward() -> None:
     assert split["layers"]["up"]["kernel"].addressable_shards[0].data.shape == (2, 8, 12)
     assert split["layers"]["up"]["kernel"].shape == kernel
     with jax.set_mesh(MESH):
-        eight = loss_and_gradient(split, place(lora), jax.device_put(tokens, rows_sharding(MESH)))
+        eight = loss_and_gradient(split, place(lora), jax.device_put(tokens, jax.NamedSharding(MESH, jax.P(ROWS))))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
