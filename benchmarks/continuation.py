@@ -28,7 +28,7 @@ from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.runs.config import read_policy_run
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.runs.policy import build_policy
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.text.batching import pad_left
@@ -64,7 +64,7 @@ def write_texts(folder: str, count: int, seed: int, length: int = 100) -> str:
 
 def configure(prompts: str, temperature: float) -> ml_collections.ConfigDict:
     """A run on the model, like configs/continuation.py."""
-    config = gflownet_config("continuation")
+    config = policy_config("continuation")
     config.seed = SEED.value
     config.steps = config.save_every = STEPS.value
     config.log_every = 20
@@ -81,20 +81,17 @@ def configure(prompts: str, temperature: float) -> ml_collections.ConfigDict:
         "max_length": LENGTH.value,
         "illegal": ("newlines", "urls", "repeats", "titles"),  # it spells names with capital letters
     }
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 8,
             "samples": 8,
-            "replay_samples": 2,
-            "tempered": 0.5,
-            "temperature_low": 0.5,
-            "temperature_high": 2.0,
-            "buffer_capacity": 25,
             "reward_temperature_start": 1.0,
             "reward_temperature_end": temperature,
             "reward_temperature_steps": max(STEPS.value // 2, 1),
         }
     )
+    config.exploration.update({"tempered": 0.5, "temperature_low": 0.5, "temperature_high": 2.0})
+    config.replay.update({"samples": 2, "capacity": 25})
     config.objective.terms.vargrad = 1.0
     config.optimizer.update({"learning_rate": RATE.value, "warmup_steps": min(10, STEPS.value - 1)})
     config.evaluation = {

@@ -22,11 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.algorithms.gflownet import GFlowNet, GFlowNetConfig
+from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.gflownet import ALGORITHM, GFlowNet
 from gfn_jax.evaluation.enumeration import World, divergences, random_world
 from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.objectives.mixture import Objective
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.config import read_sampling
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
 from gfn_jax.types import TrainState
@@ -58,19 +60,12 @@ def parse() -> argparse.Namespace:
 
 def make_trainer(world: World, args: argparse.Namespace):
     """One program for every objective, table and seed: they are its arguments."""
-    settings = {
-        "queries": 1,
-        "samples": args.samples,
-        "tempered": args.tempered,
-        "exploring": args.exploring,
-        "uniform_mix": 1.0,
-        "replay_samples": int(args.samples * args.replayed),
-        "replay_mode": "uniform",
-        "buffer_capacity": args.samples,
-        "buffer_tolerance": 0.0,
-        "log_z_rate": args.log_z_rate,
-    }
-    config = GFlowNetConfig(**{**gflownet_config("enumerable").gflownet, **settings})
+    config = policy_config("enumerable")
+    config.sampling.update({"queries": 1, "samples": args.samples})
+    config.exploration.update({"tempered": args.tempered, "exploring": args.exploring, "uniform_mix": 1.0})
+    buffer = {"samples": int(args.samples * args.replayed), "capacity": args.samples, "tolerance": 0.0}
+    config.replay.update({**buffer, "shares": {"reward": 0.0, "uniform": 1.0}})
+    sampling = read_sampling(config, ALGORITHM)
     optimizer = make_optimizer(OptimizerConfig(args.learning_rate, args.steps, clip_norm=10.0))
 
     @jax.jit
@@ -80,8 +75,9 @@ def make_trainer(world: World, args: argparse.Namespace):
             normalization="released_mean",
             samples_per_query=args.samples,
             huber=args.huber,
+            log_z_rate=args.log_z_rate,
         )
-        algorithm = GFlowNet(world.reward, objective, config, world.lora)
+        algorithm = GFlowNet(Ingredients(world.reward, sampling, world.lora, objective))
         state = init_state(algorithm, optimizer, key, constants)
         step = make_step(algorithm, optimizer)
 

@@ -15,7 +15,7 @@ What a preset takes, on any mesh, before anything is downloaded: add --dry_run.
 
 import ml_collections
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
@@ -36,7 +36,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = gflownet_config("arithmetic")
+    config = policy_config("arithmetic")
     config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
     config.log_every = 5
     config.save_every = 20
@@ -52,14 +52,14 @@ def tiny() -> ml_collections.ConfigDict:
         "max_abs_value": 60,
         "stop_after_number": True,
     }
-    config.gflownet.update(
+    config.sampling.update(
         {
-            "temperature_high": 1.3,
             "reward_temperature_start": 1.1,
             "reward_temperature_end": 0.9,
             "reward_temperature_steps": 45,
         }
     )
+    config.exploration.temperature_high = 1.3
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 1.5e-3
@@ -87,21 +87,20 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
     # 22 in GPT-2's and NeoX's vocabularies. Five operands take one call more.
     config.arithmetic.update({"max_length": 24, "eval_max_length": 36, "max_abs_value": 99})
     config.arithmetic.seed_share = 0.045  # all questions alike: 47 of 1,047 are demonstrations
-    config.gflownet.update(
+    config.sampling.update(
         {
             # "Batch size 16, accumulation 32" is 16 samples of one question, 32 times a step: 32 questions of 16
             # samples. The gradient is the same in however many parts; 4 of 8 questions divide over 8 devices.
             "queries": 32,
             "samples": 16,
-            "replay_samples": 4,
             "micro_batches": 4,
-            "temperature_low": 0.5,
-            "temperature_high": 2.0,
             "reward_temperature_start": 1.1,
             "reward_temperature_end": 0.5,
             "reward_temperature_steps": 150,
         }
     )
+    config.exploration.update({"temperature_low": 0.5, "temperature_high": 2.0})
+    config.replay.samples = 4
     config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop
     config.objective.huber = None
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})

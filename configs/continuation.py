@@ -10,13 +10,13 @@ Presets:
     :gpt2, :llama (3.2 1B), :qwen (2.5 0.5B)
               the same on another model
 
---config.gflownet.reward_temperature_end=T is the temperature that is learnt: between 0.8 and 0.95 in the paper.
+--config.sampling.reward_temperature_end=T is the temperature that is learnt: between 0.8 and 0.95 in the paper.
 --config.evaluation.encoder=FOLDER measures diversity with your sentence encoder instead of the base's hidden states.
 """
 
 import ml_collections
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
@@ -36,7 +36,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = gflownet_config("continuation")
+    config = policy_config("continuation")
     config.steps = 200
     config.save_every = 50
     config.model.path = "tiny-stories"
@@ -51,17 +51,17 @@ def tiny() -> ml_collections.ConfigDict:
         "max_length": 15,
         "illegal": ("newlines", "urls", "repeats", "initials", "titles"),
     }
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 16,
             "samples": 8,
-            "replay_samples": 2,
-            "tempered": 0.5,
             "reward_temperature_start": 1.0,
             "reward_temperature_end": 0.5,  # few sentences can follow here, nearly alike: 0.8 changes little
             "reward_temperature_steps": 100,
         }
     )
+    config.exploration.tempered = 0.5
+    config.replay.samples = 2
     config.objective.terms.vargrad = 1.0
     config.optimizer.learning_rate = 2e-3
     config.evaluation = {
@@ -88,20 +88,22 @@ def paper(path: str = "gpt2-xl", targets: tuple[str, ...] = UNGATED) -> ml_colle
     config.model = {"path": path, "dtype": "bfloat16", "remat": True, "quantize": "none"}
     config.lora.update({"rank": 64, "alpha": 16.0, "dropout": 0.1, "targets": targets})
     config.continuation.max_length = 30
-    config.gflownet.update(
+    config.sampling.update(
         {
             # 8 samples of one prompt, 32 prompts a step: "n_samples 8, accumulation 32".
             "queries": 32,
             "samples": 8,
-            "replay_samples": 2,  # a quarter
             "micro_batches": 4,
-            "tempered": 0.666,
-            "temperature_low": 0.5,
-            "temperature_high": 2.0,
-            "buffer_capacity": 50,
             "reward_temperature_start": 1.0,
             "reward_temperature_end": 0.875,
             "reward_temperature_steps": 750,
+        }
+    )
+    config.exploration.update({"tempered": 0.666, "temperature_low": 0.5, "temperature_high": 2.0})
+    config.replay.update(
+        {
+            "samples": 2,  # a quarter
+            "capacity": 50,
         }
     )
     config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop

@@ -16,7 +16,7 @@ A judge of the infills: --config.evaluation.judge_url=http://host:port/v1 --conf
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
@@ -27,7 +27,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = gflownet_config("infilling")
+    config = policy_config("infilling")
     config.steps = 600
     config.log_every = 20
     config.save_every = 100
@@ -41,18 +41,21 @@ def tiny() -> ml_collections.ConfigDict:
         "min_length": 4,
         "max_length": 8,
     }
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 16,
             "samples": 8,
-            "replay_samples": 4,
-            "tempered": 0.3,
-            "temperature_high": 1.2,
-            "buffer_capacity": 25,
-            # Sentences that differ in one word are different events here.
-            "buffer_tolerance": 0.0,
             "reward_temperature_start": 1.0,
             "reward_temperature_end": 1.0,
+        }
+    )
+    config.exploration.update({"tempered": 0.3, "temperature_high": 1.2})
+    config.replay.update(
+        {
+            "samples": 4,
+            "capacity": 25,
+            # Sentences that differ in one word are different events here.
+            "tolerance": 0.0,
         }
     )
     # The base makes nothing of the prompt, so that at first most of the policy's own sentences are far off: their
@@ -87,22 +90,19 @@ def paper(path: str = "gpt2-large") -> ml_collections.ConfigDict:
     config.model = {"path": path, "dtype": "bfloat16", "remat": True, "quantize": "none"}
     config.lora.update({"rank": 64, "alpha": 16.0, "dropout": 0.1, "targets": ("q", "k", "v", "o", "up", "down")})
     config.infilling.update({"train_stories": 900, "seed_stories": 900, "min_length": 5, "max_length": 25})
-    config.gflownet.update(
+    config.sampling.update(
         {
             # "Batch size 64, accumulation 16": 64 samples of one story, 16 times a step.
             "queries": 16,
             "samples": 64,
-            "replay_samples": 16,
             "micro_batches": 4,
-            "tempered": 0.667,
-            "temperature_low": 0.5,
-            "temperature_high": 2.0,
-            "buffer_tolerance": 0.25,
             "reward_temperature_start": 1.1,
             "reward_temperature_end": 0.85,
             "reward_temperature_steps": 100,
         }
     )
+    config.exploration.update({"tempered": 0.667, "temperature_low": 0.5, "temperature_high": 2.0})
+    config.replay.update({"samples": 16, "tolerance": 0.25})
     # The paper has SubTB alone, which would not train the tokens before Z may first stop.
     config.objective.terms.update({"subtb": 1.0, "vargrad": 1.0})
     config.objective.huber = None
@@ -117,15 +117,15 @@ def stories() -> ml_collections.ConfigDict:
     config.steps = 150
     config.log_every = 10
     config.infilling.update({"train_stories": 900, "seed_stories": 200, "min_length": 5, "max_length": 25})
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 4,
-            "buffer_tolerance": 0.25,
             "reward_temperature_start": 1.1,
             "reward_temperature_end": 0.85,
             "reward_temperature_steps": 100,
         }
     )
+    config.replay.tolerance = 0.25
     config.objective.terms.update({"subtb": 1.0, "vargrad": 0.5})
     config.optimizer.learning_rate = 1e-3
     config.evaluation.update({"every": 50, "stories": 20, "samples": 4, "temperature": 0.8})

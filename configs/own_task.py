@@ -23,7 +23,7 @@ from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.sections import Count, Nonnegative
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
@@ -189,7 +189,7 @@ TASK = TaskEntry(
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = gflownet_config("configs.own_task:TASK")
+    config = policy_config("configs.own_task:TASK")
     config.steps = 150
     config.model.path = "tiny-stories"
     config.objective.terms.vargrad = 1.0  # Z has a word at least: SubTB alone would not train its first

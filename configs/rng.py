@@ -15,7 +15,7 @@ in a config of your own, {"7": 1.0, "-3": 2.0}.
 
 import ml_collections
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 
 PROMPT = "The following is a random integer drawn {} between 0 and 100: "
 
@@ -34,7 +34,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = gflownet_config("random_numbers")
+    config = policy_config("random_numbers")
     config.steps = 2000
     config.log_every = 100
     config.save_every = 500
@@ -53,15 +53,14 @@ def tiny() -> ml_collections.ConfigDict:
         "digits_only": False,
         "copies": 1,
     }
-    config.gflownet.update(
+    config.sampling.update({"queries": 1, "samples": 192})
+    config.exploration.tempered = 0.5
+    config.replay.update(
         {
-            "queries": 1,
-            "samples": 192,
-            "replay_samples": 96,
-            "tempered": 0.5,
-            "buffer_capacity": 128,
-            "buffer_tolerance": 0.0,  # 56 and 57 are no near-duplicates
-            "replay_mode": "uniform",
+            "samples": 96,
+            "capacity": 128,
+            "tolerance": 0.0,  # 56 and 57 are no near-duplicates
+            "shares": {"reward": 0.0, "uniform": 1.0},
             # The buffer is filled by the untouched base: a number that the policy has lost is not found again.
             "discovery_steps": 150,
         }
@@ -89,7 +88,8 @@ def paper() -> ml_collections.ConfigDict:
     # The released minimum of 1 holds for sampling; its loss has the empty text's state, as ours has with 0.
     config.random_numbers.update({"penalty": 8.0, "copies": 8})
     # "Batch size 8, accumulation 8": the prompt stands 8 times in the table, each with 8 samples.
-    config.gflownet.update({"queries": 8, "samples": 8, "replay_samples": 4, "micro_batches": 8})
+    config.sampling.update({"queries": 8, "samples": 8, "micro_batches": 8})
+    config.replay.samples = 4
     config.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 10, "decay": "linear"})
     config.evaluation.update({"every": 200, "samples": 512_000, "batch": 512})
     return config

@@ -16,7 +16,7 @@ Presets:
 
 import ml_collections
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
@@ -27,7 +27,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def tiny() -> ml_collections.ConfigDict:
-    config = gflownet_config("subjectivity")
+    config = policy_config("subjectivity")
     config.steps = 120
     config.save_every = 60
     config.model.path = "tiny-reviews"
@@ -46,16 +46,16 @@ def tiny() -> ml_collections.ConfigDict:
     }
     config.lora.rank = 16
     config.lora.alpha = 16.0
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 8,
             "samples": 16,
-            "replay_samples": 4,
             "reward_temperature_start": 1.2,
             "reward_temperature_end": 1.0,
             "reward_temperature_steps": 50,
         }
     )
+    config.replay.samples = 4
     config.objective.terms.vargrad = 1.0
     config.optimizer.learning_rate = 3e-3
     config.em = {"rounds": 0, "samples": 16, "steps": 120, "batch": 32, "learning_rate": 3e-3, "warmup_steps": 10}
@@ -86,19 +86,18 @@ def paper() -> ml_collections.ConfigDict:
     config.model = {"path": "nlpcloud/instruct-gpt-j-fp16", "dtype": "bfloat16", "remat": True, "quantize": "none"}
     config.subjectivity.update({"validation": 200, "test": 2000, "forbidden": ()})
     config.lora.update({"rank": 256, "alpha": 16.0, "targets": ("q", "k", "v", "o", "up", "down")})
-    config.gflownet.update(
+    config.sampling.update(
         {
             "queries": 8,
             "samples": 64,
-            "replay_samples": 16,
             "micro_batches": 2,
-            "temperature_low": 0.5,
-            "temperature_high": 2.0,
             "reward_temperature_start": 1.2,
             "reward_temperature_end": 1.0,
             "reward_temperature_steps": 150,
         }
     )
+    config.exploration.update({"temperature_low": 0.5, "temperature_high": 2.0})
+    config.replay.samples = 16
     config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop
     config.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 200, "decay": "constant"})
     config.em.update({"samples": 32, "steps": 100, "batch": 32, "learning_rate": 1e-4, "warmup_steps": 10})

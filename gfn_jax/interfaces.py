@@ -1,5 +1,6 @@
 """What the rooms expect of each other, as protocols: an implementation needs no import of this file."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -39,6 +40,13 @@ class Reward(Protocol):
         """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
 
 
+class Measure(Protocol):
+    """A number in the making: pytrees of it add up, leaf by leaf, over micro-batches (`types.Weighted`)."""
+
+    def mean(self) -> Float[Array, ""]:
+        """The number."""
+
+
 class Algorithm(Protocol):
     """A way to learn: all that the training step knows of it.
 
@@ -57,8 +65,8 @@ class Algorithm(Protocol):
 
     def loss(
         self, trainable: PyTree, constants: Any, batch: PyTree, weights: dict[str, Float[Array, ""]], key: jax.Array
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """A micro-batch's share of the loss, and of each term of it, by the whole step's `weights`. Pure."""
+    ) -> tuple[Float[Array, ""], Mapping[str, Measure]]:
+        """A micro-batch's share of the loss, by the whole step's `weights`; and what a log says of it. Pure."""
 
     def policy(self, trainable: PyTree, constants: Any) -> LanguageModel:
         """The trained model, as samplers and evaluators take it."""

@@ -19,16 +19,19 @@ shards, checkpoints and resumes like any other state, and no call leaves the dev
 may be longer than the table (`padded`): queries behind its end are never named, so their slots stay free.
 """
 
-from typing import Literal
+import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.text.edit_distance import edit_distance
 from gfn_jax.types import Rollout, Trajectory
 
+MODES = ("reward", "recency", "uniform")
 DEVICES = 128  # `padded` divides by this, and so by every smaller power of two
 
 # Distances are whole numbers and tolerances short decimals, so a true difference between the two sides of the
@@ -43,6 +46,8 @@ class ReplayBuffer:
     Attributes:
         completion, token_mask, action_mask, state_mask, log_reward: as in `Trajectory`; zeros in a free slot.
         priority: log R at the state where the completion stopped; -inf marks a free slot.
+        log_behavior: log-probability (nats) of the whole completion under the policy that drew it.
+        drawn_at: the step that drew it; -1 where somebody else wrote it, whose `log_behavior` means nothing.
     """
 
     completion: Int[Array, "*slots T"]
@@ -51,6 +56,8 @@ class ReplayBuffer:
     state_mask: Bool[Array, "*slots T"]
     log_reward: Float[Array, "*slots T"]
     priority: Float[Array, "*slots"]
+    log_behavior: Float[Array, "*slots"]
+    drawn_at: Int[Array, "*slots"]
 
     @property
     def filled(self) -> Bool[Array, "*slots"]:
@@ -63,6 +70,24 @@ class ReplayBuffer:
         return self.token_mask.sum(-1, dtype=jnp.int32)
 
 
+@struct.dataclass
+class Replayed:
+    """Rows drawn from a buffer.
+
+    Attributes:
+        trajectory: the completions; their rollout's `log_behavior` is 0 at every token, which were not kept.
+        row_mask: which rows are real: where a query has no item its rows are all zeros and False.
+        log_chosen: log-probability (nats) with which the item was chosen among its query's.
+        log_behavior, drawn_at: as in `ReplayBuffer`.
+    """
+
+    trajectory: Trajectory
+    row_mask: Bool[Array, " B"]
+    log_chosen: Float[Array, " B"]
+    log_behavior: Float[Array, " B"]
+    drawn_at: Int[Array, " B"]
+
+
 def init(num_queries: int, capacity: int, horizon: int) -> ReplayBuffer:
     """An empty buffer for `num_queries` queries of at most `capacity` items of `horizon` columns each."""
     shape = (num_queries, capacity, horizon)
@@ -73,6 +98,8 @@ def init(num_queries: int, capacity: int, horizon: int) -> ReplayBuffer:
         state_mask=jnp.zeros(shape, bool),
         log_reward=jnp.zeros(shape, jnp.float32),
         priority=jnp.full(shape[:2], -jnp.inf, jnp.float32),
+        log_behavior=jnp.zeros(shape[:2], jnp.float32),
+        drawn_at=jnp.zeros(shape[:2], jnp.int32),
     )
 
 
@@ -89,6 +116,7 @@ def add(
     example_id: Int[Array, " Q"],
     trajectory: Trajectory,
     tolerance: Float[Array, ""] | float,
+    step: Int[Array, ""] | int = -1,
 ) -> ReplayBuffer:
     """Offers every row to its query's slots, in row order, by the rules above.
 
@@ -99,6 +127,7 @@ def add(
         example_id: the queries' places in [0, E), distinct within one call (a repeated id loses rows).
         trajectory: B = Q * N rows, those of one query adjacent.
         tolerance: share of the two lengths under which an edit distance makes a near-duplicate; traced.
+        step: that drew the rows; -1 where somebody else wrote them.
 
     Raises:
         ValueError: the rows do not divide into the queries, or have another horizon than the buffer.
@@ -109,7 +138,7 @@ def add(
             f"the replay buffer has {buffer.completion.shape[-1]} columns and was offered {rows} rows of "
             f"{horizon} for {queries} queries: columns must agree and rows be a multiple of queries"
         )
-    offered = jax.tree.map(lambda x: x.reshape(queries, -1, *x.shape[1:]), _items(trajectory))
+    offered = jax.tree.map(lambda x: x.reshape(queries, -1, *x.shape[1:]), _items(trajectory, step))
     stored = jax.tree.map(lambda x: x[example_id], buffer)
     pool = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), stored, offered)
     slots = jax.vmap(_insert, in_axes=(0, None, None))(pool, buffer.priority.shape[1], tolerance)
@@ -117,7 +146,7 @@ def add(
     return jax.tree.map(lambda x, new: x.at[example_id].set(new), buffer, kept)
 
 
-def _items(trajectory: Trajectory) -> ReplayBuffer:
+def _items(trajectory: Trajectory, step: Int[Array, ""] | int) -> ReplayBuffer:
     """One item a row; the priority of a row that may not be stored is -inf, as if its slot were free."""
     rollout = trajectory.rollout
     priority = jnp.where(rollout.stop, trajectory.log_reward, 0.0).sum(-1)
@@ -129,6 +158,8 @@ def _items(trajectory: Trajectory) -> ReplayBuffer:
         state_mask=rollout.state_mask,
         log_reward=trajectory.log_reward,
         priority=jnp.where(storable, priority, -jnp.inf),
+        log_behavior=rollout.log_behavior.sum(-1),
+        drawn_at=jnp.full(priority.shape, step, jnp.int32),
     )
 
 
@@ -158,24 +189,43 @@ def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | flo
 
 def sampling_logits(
     priority: Float[Array, "*slots"],
-    mode: Literal["uniform", "reward"],
-    temperature: Float[Array, ""] | float,
+    drawn_at: Int[Array, "*slots"],
+    shares: Mapping[str, float],
+    temperature: Float[Array, ""] | float = 1.0,
+    now: Int[Array, ""] | int = 0,
+    recency_steps: float = 1.0,
 ) -> Float[Array, "*slots"]:
-    """Unnormalised log-probability of drawing each slot, -inf where it is free.
+    """Unnormalised log-probability of drawing each slot (last axis), -inf where it is free.
 
     Args:
         priority: the slots' log R, -inf where free.
-        mode: 'uniform' over the items, or 'reward': proportional to R^(1 / temperature).
-        temperature: positive; read by 'reward' alone.
+        drawn_at: the step that drew each item.
+        shares: mode of `MODES` -> its share of the mixture, static.
+        temperature: positive; `reward` draws in proportion to R^(1 / temperature).
+        now: the step that asks; only differences to `drawn_at` matter.
+        recency_steps: `recency` draws in proportion to exp(-age / recency_steps).
 
     Raises:
-        ValueError: the mode is neither.
+        ValueError: an unknown mode, or no share above 0.
     """
-    if mode not in ("uniform", "reward"):
-        raise ValueError(f"replay mode {mode!r} is unknown; it is one of 'uniform', 'reward'")
     filled = priority > -jnp.inf
-    level = jnp.where(filled, priority, 0.0) / temperature if mode == "reward" else 0.0
-    return jnp.where(filled, level, -jnp.inf)
+    levels = {
+        "reward": lambda: jnp.where(filled, priority, 0.0) / temperature,
+        "recency": lambda: (drawn_at - now) / recency_steps,
+        "uniform": lambda: jnp.zeros(priority.shape),
+    }
+    parts = {mode: share for mode, share in shares.items() if share}
+    if not parts or not set(parts) <= set(MODES):
+        raise ValueError(f"replay shares {dict(shares)} are of unknown modes; there are {', '.join(MODES)}")
+    logits = {mode: jnp.where(filled, levels[mode](), -jnp.inf) for mode in parts}
+    if len(parts) == 1:
+        return next(iter(logits.values()))
+    total = sum(parts.values())
+    mixed = [
+        math.log(share / total) + jnp.where(filled, jax.nn.log_softmax(jnp.where(filled, logits[mode], NEGATIVE)), 0.0)
+        for mode, share in parts.items()
+    ]
+    return jnp.where(filled, jax.nn.logsumexp(jnp.stack(mixed), axis=0), -jnp.inf)
 
 
 def sample(
@@ -183,18 +233,29 @@ def sample(
     key: jax.Array,
     example_id: Int[Array, " Q"],
     num: int,
-    mode: Literal["uniform", "reward"],
+    shares: Mapping[str, float],
     temperature: Float[Array, ""] | float = 1.0,
-) -> tuple[Trajectory, Bool[Array, " B"]]:
+    now: Int[Array, ""] | int = 0,
+    recency_steps: float = 1.0,
+) -> Replayed:
     """Draws `num` items of every query, with replacement; the rows of one query are adjacent (B = Q * num).
 
-    Returns:
-        The trajectories (their `log_behavior` is 0: it was not kept), and which rows are real. Where a query
-        has no item its rows are all zeros and False.
+    Args:
+        buffer: the buffer.
+        key: randomness of this call.
+        example_id: the queries' places.
+        num: R, rows a query.
+        shares: as of `sampling_logits`, and so is what follows.
+        temperature: T.
+        now: the step that asks.
+        recency_steps: the scale of ages.
     """
-    logits = sampling_logits(buffer.priority[example_id], mode, temperature)
+    priority, drawn_at = buffer.priority[example_id], buffer.drawn_at[example_id]
+    logits = sampling_logits(priority, drawn_at, shares, temperature, now, recency_steps)
     slot = jax.random.categorical(key, logits[:, None, :], shape=(example_id.shape[0], num))
     items = jax.tree.map(lambda x: x[example_id[:, None], slot].reshape(-1, *x.shape[2:]), buffer)
+    normaliser = jax.nn.logsumexp(jnp.where(logits > -jnp.inf, logits, NEGATIVE), axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(jnp.where(logits > -jnp.inf, logits, 0.0), slot, axis=-1) - normaliser
     rollout = Rollout(
         completion=items.completion,
         token_mask=items.token_mask,
@@ -202,7 +263,13 @@ def sample(
         state_mask=items.state_mask,
         log_behavior=jnp.zeros_like(items.log_reward),
     )
-    return Trajectory(rollout=rollout, log_reward=items.log_reward), items.filled
+    return Replayed(
+        trajectory=Trajectory(rollout=rollout, log_reward=items.log_reward),
+        row_mask=items.filled,
+        log_chosen=jnp.where(items.filled, chosen.reshape(-1), 0.0),
+        log_behavior=items.log_behavior,
+        drawn_at=items.drawn_at,
+    )
 
 
 def statistics(buffer: ReplayBuffer, num_queries: int) -> dict[str, Float[Array, ""]]:

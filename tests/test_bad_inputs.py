@@ -78,10 +78,22 @@ def beyond(strings): return np.full((1, len(strings)), 7), [0.0]
     "layers/config.json": json.dumps(json.loads((SHIPPED / "config.json").read_text()) | {"num_hidden_layers": 0}),
     "layers/tokenizer.json": (SHIPPED / "tokenizer.json").read_text(),
 }
-SECTIONS = ("model", "mesh", "lora", "gflownet", "objective", "optimizer", "reward", "arithmetic", "evaluation")
+SECTIONS = (
+    "model",
+    "mesh",
+    "lora",
+    "sampling",
+    "exploration",
+    "replay",
+    "objective",
+    "optimizer",
+    "reward",
+    "arithmetic",
+    "evaluation",
+)
 LACKS = "from configs.arith import tiny\ndef get_config():\n    config = tiny()\n    del config.{}\n    return config"
 NUMBERS = "random_numbers"
-FEW = "infilling.train_stories=4 infilling.seed_stories=4 gflownet.queries=2"
+FEW = "infilling.train_stories=4 infilling.seed_stories=4 sampling.queries=2"
 # (config, what is changed in it, words that the line must hold, in their order)
 CASES: list[tuple[str, str, str]] = [
     ("arith", f"{key}={value}", f"{key} is {shown or value}; it must be")
@@ -96,31 +108,31 @@ CASES: list[tuple[str, str, str]] = [
         ("lora.dropout", "1", "1.0"),
         ("lora.alpha", "nan", ""),
         ("arithmetic.seed_share", "2", "2.0"),
-        ("gflownet.uniform_mix", "2", "2.0"),
-        ("gflownet.exploring", "-1", "-1.0"),
-        ("gflownet.tempered", "nan", ""),
-        ("gflownet.buffer_tolerance", "-1", "-1.0"),
-        ("gflownet.temperature_low", "1e-30", ""),
-        ("gflownet.reward_temperature_end", "inf", ""),
-        ("gflownet.log_z_rate", "0", "0.0"),
-        ("gflownet.replay_mode", "best", "'best'"),
+        ("exploration.uniform_mix", "2", "2.0"),
+        ("exploration.exploring", "-1", "-1.0"),
+        ("exploration.tempered", "nan", ""),
+        ("replay.tolerance", "-1", "-1.0"),
+        ("exploration.temperature_low", "1e-30", ""),
+        ("sampling.reward_temperature_end", "inf", ""),
+        ("objective.log_z_rate", "0", "0.0"),
+        ("replay.recency_steps", "0", "0.0"),
         ("reward.penalty", "nan", ""),
         ("reward.task", "nan", ""),
         ("objective.terms.vargrad", "nan", ""),
         ("objective.subtb_lambda", "nan", ""),
         # Tracebacks, hangs and lines that blamed something else.
         ("lora.rank", "1000000000", ""),
-        ("gflownet.micro_batches", "0", ""),
+        ("sampling.micro_batches", "0", ""),
         ("seed", "99999999999999999999", ""),
         ("seed", "-1", ""),
         ("steps", "0", ""),
         ("steps", "-5", ""),
         ("log_every", "0", ""),
         ("save_every", "0", ""),
-        ("gflownet.discovery_steps", "40", ""),
-        ("gflownet.buffer_capacity", "0", ""),
-        ("gflownet.queries", "0", ""),
-        ("gflownet.samples", "0", ""),
+        ("replay.discovery_steps", "40", ""),
+        ("replay.capacity", "0", ""),
+        ("sampling.queries", "0", ""),
+        ("sampling.samples", "0", ""),
         ("arithmetic.reward_shots", "-1", ""),
         ("arithmetic.max_abs_value", "0", ""),
         ("model.dtype", "int8", "'int8'"),
@@ -128,22 +140,22 @@ CASES: list[tuple[str, str, str]] = [
         ("mesh.data", "-2", ""),
         # Values that may not be unset, and one that may, said in the form that can be typed.
         ("optimizer.learning_rate", "None", ""),
-        ("gflownet.queries", "None", ""),
+        ("sampling.queries", "None", ""),
     ]
 ]
 CASES += [
     ("arith", "optimizer.clip_norm=-1", "optimizer.clip_norm is -1.0; above 0 --config.optimizer.clip_norm=None"),
     ("arith", "objective.huber=0", "objective.huber is 0.0; --config.objective.huber=None"),
     ("arith", "optimizer.warmup_steps=40", "optimizer.warmup_steps is 40; less than"),
-    ("arith", "gflownet.replay_samples=8", "gflownet.replay_samples is 8; less than samples"),
-    ("arith", "gflownet.queries=2000", "gflownet.queries is 2000; 1047"),
+    ("arith", "replay.samples=8", "replay.samples is 8; less than sampling.samples"),
+    ("arith", "sampling.queries=2000", "sampling.queries is 2000; 1047"),
     ("arith", "arithmetic.reward_shots=51", "arithmetic.reward_shots is 51; 50"),
     ("arith", "arithmetic.seed_demonstrations=48", "arithmetic.seed_demonstrations is 48; 0 to 47"),
     ("arith", "arithmetic.min_length=25", "arithmetic.min_length is 25; max_length is 20"),
     ("arith", "evaluation.shots=500", "evaluation.shots is 500; there are 3"),
     ("arith", "model.path=", "model.path is empty"),
     ("arith", "task=", "task '' is unknown"),
-    ("arith", "gflownet.samples=1 gflownet.replay_samples=0", "gflownet.samples is 1; vargrad"),
+    ("arith", "sampling.samples=1 replay.samples=0", "sampling.samples is 1; vargrad"),
     ("arith", "model.path=layers", "num_layers is 0; at least 1"),
     ("continuation", "continuation.count=0", "continuation.count is 0; --config.continuation.count=None"),
     ("continuation", "continuation.prompts=prompts.txt", "continuation.validation is 50; there are 30"),

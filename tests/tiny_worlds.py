@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.algorithms.gflownet import GFlowNetConfig
+from gfn_jax.algorithms.gflownet import ALGORITHM as GFLOWNET
+from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.environments import Calculator
 from gfn_jax.models import decoder, layers, quantize
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.policy.constraint import make_constraint
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.config import read_sampling
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.text.wordlevel import build_tokenizer
 from gfn_jax.types import Query, Tokens
 
@@ -35,9 +37,16 @@ def tiny(**changes) -> ModelConfig:
     return ModelConfig(**(settings | changes))
 
 
-def gflownet_settings(**changes) -> GFlowNetConfig:
-    """What a step does, by the defaults of every run's config, with changes."""
-    return GFlowNetConfig(**{**gflownet_config("any").gflownet, **changes})
+def sampling_settings(**changes) -> Sampling:
+    """What a step samples, by every run's defaults, with changes; `replay_samples` is the `samples` of `replay`."""
+    config = policy_config("any")
+    for key, value in changes.items():
+        sections = ["replay"] if key.startswith("replay_") else ["sampling", "exploration", "replay"]
+        key = key.removeprefix("replay_")
+        section = next(config[name] for name in sections if key in config[name])
+        with config.unlocked():
+            section[key] = value
+    return read_sampling(config, GFLOWNET)
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.4, dtype=jnp.float32):

@@ -4,43 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.interfaces import Algorithm, Reward
 from gfn_jax.models.lora import LoraConfig
-from gfn_jax.sections import Count
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """What the section of every such algorithm has; its own fields come behind.
-
-    Attributes:
-        queries: Q, queries a step.
-        samples: N, rows a query.
-        micro_batches: parts of whole queries that a step is computed in, to bound memory.
-    """
-
-    queries: Count
-    samples: Count
-    micro_batches: Count
-
-    def __post_init__(self):
-        if self.queries % self.micro_batches:
-            raise ValueError(f"queries is {self.queries}; they do not divide into {self.micro_batches} micro_batches")
-
-    @property
-    def fresh_samples(self) -> int:
-        """Rows a query that are sampled anew."""
-        return self.samples
-
-    @property
-    def first_update(self) -> int:
-        """Steps that only collect, before the first that learns."""
-        return 0
-
-    @property
-    def target_temperature(self) -> float:
-        """T at the end of training: the policy is to sample in proportion to R^(1/T)."""
-        return 1.0
+from gfn_jax.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +16,23 @@ class Ingredients:
 
     Attributes:
         reward: log R of every prefix.
+        sampling: what a step samples.
         lora: the adapter's shape, and the rate at which its inputs are dropped.
+        objective: the config's, for an algorithm that asks for it; else None.
         remat: recompute activations in the backward pass.
         copies: how often a query's prompt is computed, each time for its share of the query's rows, so that all devices
-            have as many.
-        objective: the config's `Objective`, for an algorithm that asks for it; else None.
+            have as many: more than once where queries are fewer than the devices that share them. Nothing that is
+            drawn depends on it, but for dropout on the prompt.
+        steps: of the run.
     """
 
     reward: Reward
+    sampling: Sampling
     lora: LoraConfig
-    remat: bool
-    copies: int
-    objective: Any
+    objective: Objective | None = None
+    remat: bool = False
+    copies: int = 1
+    steps: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +42,25 @@ class AlgorithmEntry:
     What it trains has the policy's adapter as its `lora`: out of a checkpoint nothing else is read for sampling.
 
     Attributes:
-        section: the name of its own section of a config.
-        config: the dataclass that it is read into, a `SamplingConfig`.
-        make: the algorithm, from its section and what the run has ready.
+        make: the algorithm, from its own section and what the run has ready.
+        section: the name of its own section of a config; None where it has none.
+        config: the dataclass that the section is read into.
+        off_policy: whether it learns from rows that the policy has not drawn itself: it reads the sections
+            `exploration` and `replay`.
         objective: whether it minimises the config's `objective`.
+        seeds: whether it needs completions that somebody else wrote (`Task.seeds`).
     """
 
-    section: str
-    config: type[SamplingConfig]
     make: Callable[[Any, Ingredients], Algorithm]
+    section: str | None = None
+    config: type | None = None
+    off_policy: bool = False
     objective: bool = False
+    seeds: bool = False
+
+    @property
+    def reads(self) -> set[str]:
+        """The sections of a config that it reads, of those that not every algorithm does."""
+        sections = {self.section: bool(self.section), "objective": self.objective}
+        sections |= dict.fromkeys(("exploration", "replay"), self.off_policy)
+        return {name for name, read in sections.items() if name and read}

@@ -18,6 +18,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from gfn_jax.interfaces import Measure
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.language_model import LanguageModel
@@ -135,7 +136,7 @@ class LanguageModeling:
         batch: Batch,
         weights: dict[str, Float[Array, ""]],
         key: jax.Array,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], dict[str, Measure]]:
         """A part's share of the mean nats a token."""
         rows = jax.tree.map(split_rows, batch)
         rate = 0.0 if self.lora is None else self.lora.dropout

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from gfn_jax.algorithms.gflownet import GFlowNet, GFlowNetConfig
+from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.gflownet import ALGORITHM, GFlowNet
 from gfn_jax.environments import CALL, Calculator, NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
@@ -20,7 +21,8 @@ from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.config import read_sampling
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.sections import checked, section
 from gfn_jax.tasks.arithmetic import CHARACTERS, STOP
 from gfn_jax.text.tokens import allowed_ids, encode_after
@@ -68,10 +70,12 @@ def step_parts(config: ml_collections.ConfigDict) -> Parts:
         answer=tokens(config.queries, config.answer),
     )
     reward = PosteriorReward(demonstrations=tokens(1, config.few_shot) if config.few_shot else None)
-    sizes = {"queries": config.queries, "samples": config.samples, "replay_samples": 0, "tempered": 0.5}
-    settings = GFlowNetConfig(**{**gflownet_config("benchmark").gflownet, **sizes})
+    common = policy_config("benchmark")
+    common.sampling.update({"queries": config.queries, "samples": config.samples})
+    common.exploration.tempered, common.replay.samples = 0.5, 0
+    sampling = read_sampling(common, ALGORITHM)
     objective = Objective(terms=(("subtb", 1.0),), normalization="released_mean")
-    algorithm = GFlowNet(reward, objective, settings, lora, remat=config.remat)
+    algorithm = GFlowNet(Ingredients(reward, sampling, lora, objective, config.remat))
     start = next(keys)
     constants = Constants(
         base=base,

@@ -50,6 +50,11 @@ def define_config(values: flags.FlagValues, argv: list[str], source: str | None)
     config_flags.DEFINE_config_dict("config", config, "FILE:preset", flag_values=values, sys_argv=argv)
 
 
+def given_keys(values: flags.FlagValues) -> list[str]:
+    """The config's keys that the command line has set: `sampling.queries` of `--config.sampling.queries=4`."""
+    return sorted(config_flags.get_override_values(values["config"]))
+
+
 def with_default(argv: list[str], source: str) -> list[str]:
     """A command line that names `source`, unless it names a config itself."""
     return argv if any(map(_NAMED.match, argv)) else [argv[0], f"--config={source}", *argv[1:]]

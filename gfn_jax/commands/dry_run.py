@@ -17,14 +17,14 @@ within 20 % (tests/training/test_collectives.py).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from gfn_jax.algorithms.gflownet import GFlowNet
+from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
@@ -71,15 +71,15 @@ class Estimate:
     shape: StepShape
 
 
-def dry_run(config: ml_collections.ConfigDict) -> str:
-    """The estimate as text.
+def dry_run(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> str:
+    """The estimate as text; `given` are the config's keys that the command line has set.
 
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
     if config.task in TEXTS:
         return dry_run_texts(config)
-    return report(estimate(config))
+    return report(estimate(config, given))
 
 
 def report(plan: Estimate) -> str:
@@ -97,13 +97,13 @@ def report(plan: Estimate) -> str:
     return "\n".join(lines)
 
 
-def estimate(config: ml_collections.ConfigDict) -> Estimate:
+def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Estimate:
     """Builds the run from shapes.
 
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, in one line.
     """
-    run = read_policy_run(config)
+    run = read_policy_run(config, given)
     model, tokenizer = describe_model(run.model.path)
     dtype = jnp.dtype(run.model.dtype)
     mesh = meshes.abstract_mesh(run.mesh)
@@ -114,8 +114,8 @@ def estimate(config: ml_collections.ConfigDict) -> Estimate:
     _ = parts.task.environment  # its tables are read while the rest is traced: they must be there before
     constants, state = jax.eval_shape(functools.partial(initial, run, parts), base)
     algorithm = parts.algorithm
-    if not isinstance(algorithm, GFlowNet):
-        raise ValueError(f"--dry_run counts the algorithm gflownet; it does not know {run.values.algorithm}")
+    if not isinstance(algorithm, OnPolicy):
+        raise ValueError(f"--dry_run counts the library's own algorithms; it does not know {run.values.algorithm}")
     shape = step_shape(algorithm, constants)
     return Estimate(
         path=run.model.path,
@@ -136,14 +136,14 @@ def contexts(prepared: PyTree) -> list[Context]:
     return [leaf for leaf in leaves if isinstance(leaf, Context)]
 
 
-def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
+def step_shape(algorithm: OnPolicy, constants: Constants) -> StepShape:
     """The sizes of a step, all samples of a query counted."""
     kept = contexts(constants.prepared)
     demonstrations = kept[0].demonstrations if kept else None
     query, columns = constants.queries, constants.rules.constraint.token_ids
     return StepShape(
-        queries=algorithm.config.queries,
-        samples=algorithm.config.samples,
+        queries=algorithm.given.sampling.queries,
+        samples=algorithm.given.sampling.samples,
         prompt=query.prompt.ids.shape[1],
         context=query.context.ids.shape[1],
         answer=query.answer.ids.shape[1],
@@ -153,22 +153,22 @@ def step_shape(algorithm: GFlowNet, constants: Constants) -> StepShape:
     )
 
 
-def flops(algorithm: GFlowNet, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
+def flops(algorithm: OnPolicy, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
     """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
-    policy, base = Flops(model, algorithm.lora), Flops(model)
-    fresh = dataclasses.replace(shape, samples=algorithm.config.fresh_samples)
+    policy, base = Flops(model, algorithm.given.lora), Flops(model)
+    fresh = dataclasses.replace(shape, samples=algorithm.given.sampling.fresh_samples)
     parts = {
         "rollout": rollout_flops(policy, fresh),
         "reward": reward_passes * packed_reward_flops(base, fresh),
         "score, update": score_flops(policy, shape),
     }
-    if algorithm.remat:  # the layers once more, the head not
+    if algorithm.given.remat:  # the layers once more, the head not
         parts["recomputed"] = rollout_flops(policy, dataclasses.replace(shape, allowed=0))
     return parts
 
 
 def memory(
-    algorithm: GFlowNet,
+    algorithm: OnPolicy,
     constants: Constants,
     state: TrainState,
     shape: StepShape,
@@ -176,7 +176,7 @@ def memory(
     mesh: jax.sharding.AbstractMesh,
 ) -> dict[str, int]:
     """Bytes a device by kind."""
-    config, model = algorithm.config, constants.base.shape
+    config, model = algorithm.given.sampling, constants.base.shape
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries = config.queries // config.micro_batches
@@ -193,24 +193,27 @@ def memory(
         "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
         "buffer": bytes_per_device({"memory": state.memory}, mesh),
         "task's tables": nbytes(tables),
-        "prompt cache": cache(queries * algorithm.copies, shape.prompt),
+        "prompt cache": cache(queries * algorithm.given.copies, shape.prompt),
         "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
-        "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.copies, shape.context),
+        "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.given.copies, shape.context),
         "activations": int(activations(algorithm, constants, state, shape) // split * share),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
 
 
-def activations(algorithm: GFlowNet, constants: Constants, state: TrainState, shape: StepShape) -> int:
+def activations(algorithm: OnPolicy, constants: Constants, state: TrainState, shape: StepShape) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
-    without = kept_for_backward(dataclasses.replace(algorithm, remat=False), constants, state)
-    kept = kept_for_backward(algorithm, constants, state) if algorithm.remat else without
+    plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat=False))
+    without = kept_for_backward(plain, constants, state)
+    kept = kept_for_backward(algorithm, constants, state) if algorithm.given.remat else without
     backward = kept + 3 * without // (2 * model.shape.num_layers)
     if not contexts(constants.prepared):
         return backward
     part = dataclasses.replace(
-        shape, queries=shape.queries // algorithm.config.micro_batches, samples=algorithm.config.fresh_samples
+        shape,
+        queries=shape.queries // algorithm.given.sampling.micro_batches,
+        samples=algorithm.given.sampling.fresh_samples,
     )
     return max(backward, reward_activations(model.shape, part, model.params["embed"]["tokens"].dtype))
 
@@ -229,7 +232,7 @@ def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) ->
     return max(part.rows * packed * max(attention, mlp), logits)
 
 
-def kept_for_backward(algorithm: GFlowNet, constants: Constants, state: TrainState) -> int:
+def kept_for_backward(algorithm: OnPolicy, constants: Constants, state: TrainState) -> int:
     """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
 
     def collect(constants: Constants, state: TrainState) -> Any:

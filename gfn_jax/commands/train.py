@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from gfn_jax.commands import cli
-from gfn_jax.commands.config_flag import EXAMPLE, define_config, split_config
+from gfn_jax.commands.config_flag import EXAMPLE, define_config, given_keys, split_config
 from gfn_jax.commands.progress import notes, progress
 
 DEFAULT_PRESET = "tiny"
@@ -65,14 +65,15 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     if values.dry_run:
         from gfn_jax.commands.dry_run import dry_run
 
-        return [dry_run(values.config)]
+        return [dry_run(values.config, given_keys(values))]
     workdir = pathlib.Path(values.workdir)
     logging.getLogger("gfn_jax").info("starting in %s", workdir)
     if values.distributed or in_cluster(os.environ):
         join_cluster(os.environ)
     from gfn_jax.runs.build import build
 
-    program = build(values.config, workdir, shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]]))
+    command = shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]])
+    program = build(values.config, workdir, command, given_keys(values))
     return (words() for words in [program.complete])  # when they are asked for
 
 

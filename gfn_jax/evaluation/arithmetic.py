@@ -183,7 +183,7 @@ class ArithmeticEvaluator:
         return {
             "base_0shot": "base, 0-shot",
             "base_kshot": f"base, {self.config.shots}-shot",
-            "metrics": "gflownet (this run)",
+            "metrics": "this run",
         }
 
     def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:

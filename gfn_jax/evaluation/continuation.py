@@ -203,7 +203,7 @@ class ContinuationEvaluator:
 
     def page(self, found: Mapping[str, Mapping[str, float]], written: Mapping[str, Samples]) -> str:
         """The table, and a few sentences."""
-        names = {"metrics": "gflownet (this run)", "base": "base, ancestral"}
+        names = {"metrics": "this run", "base": "base, ancestral"}
         rows = [
             (names[name] if name in names else name.replace("_", " "), *(f"{m[key]:.{d}f}" for key, _, d in COLUMNS))
             for name, m in found.items()

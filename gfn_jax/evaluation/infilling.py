@@ -282,7 +282,7 @@ class InfillingEvaluator:
         names = {
             "base": "base, prompted",
             "base_continuation": "base, told X alone",
-            "metrics": "gflownet (this run)",
+            "metrics": "this run",
         }
         columns = {"kl": "KL(p|q)", "kl_generator": "KL(g|q)", "consistency": "consistent, %", "listed": "listed, %"}
         texts = {"bleu_4": "BLEU-4", "gleu_4": "GLEU-4", "log_reward": "log R", "distinct": "distinct, %"}

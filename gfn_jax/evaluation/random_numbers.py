@@ -200,7 +200,7 @@ class RandomNumbersEvaluator:
             )
 
         header = ("exact, in nats", "KL(q|p), valid", "KL(p|q)", "valid", "covered", "sampled KL (floor)")
-        rows = [row("base", found["base"]), row("gflownet (this run)", found["metrics"])]
+        rows = [row("base", found["base"]), row("this run", found["metrics"])]
         favourites = np.argsort(listed["base"])[::-1][:5]
         likes = ", ".join(f"{listed['number'][i]} ({100 * listed['base'][i]:.1f} %)" for i in favourites)
         return "\n".join(

@@ -260,7 +260,7 @@ class SubjectivityEvaluator:
             "zero_shot": "base, zero-shot",
             "few_shot": f"base, {self.config.shots}-shot",
             "base": "base, its own rationales",
-            "metrics": "gflownet (this run)",
+            "metrics": "this run",
         }
         columns = ("accuracy", "accuracy_single", "predictive_log_loss", "vote_entropy", "mutual_information")
         rows = [

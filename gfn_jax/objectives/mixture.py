@@ -50,6 +50,7 @@ class Objective:
         subtb_lambda: SubTB's discount a terminable state.
         huber: the residual (nats) from which every penalty is linear; None for squares.
         samples_per_query: N; rows of one query are adjacent.
+        log_z_rate: learning rate of TB's log Z, as a multiple of the adapter's.
 
     Raises:
         ValueError: an unknown name or a value out of range.
@@ -60,6 +61,7 @@ class Objective:
     subtb_lambda: float = 1.0
     huber: float | None = None
     samples_per_query: int = 1
+    log_z_rate: float = 100.0
 
     def __post_init__(self):
         names = [name for name, _ in self.terms]

@@ -6,6 +6,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
@@ -22,6 +23,18 @@ def score(
     dropout: tuple[jax.Array, float] | None = None,
     remat: bool = False,
 ) -> PolicyScores:
+    """The first of `score_states`."""
+    return score_states(model, prompt, rollout, rules, dropout, remat)[0]
+
+
+def score_states(
+    model: LanguageModel,
+    prompt: Tokens,
+    rollout: Rollout,
+    rules: Rules,
+    dropout: tuple[jax.Array, float] | None = None,
+    remat: bool = False,
+) -> tuple[PolicyScores, Float[Array, "B T E"]]:
     """Scores B = Q * N completions against their Q prompts.
 
     Args:
@@ -33,7 +46,8 @@ def score(
         remat: recompute activations in the backward pass.
 
     Returns:
-        `log_pf` where `action_mask` holds and `log_pterm` where `state_mask` holds, zero elsewhere, float32.
+        `log_pf` where `action_mask` holds and `log_pterm` where `state_mask` holds, zero elsewhere, float32; and the
+        hidden state that each choice was read off, in the model's dtype (the first is the prompt's last).
     """
     constraint = rules.constraint
     rows, horizon = rollout.completion.shape
@@ -65,7 +79,8 @@ def score(
     stop = jnp.broadcast_to(constraint.column_of[constraint.stop_id], chosen.shape)
     logits = decoder.logits(head, hidden)
     log_probs = masked_log_probs(logits, allowed, jnp.stack([chosen, stop], axis=-1))
-    return PolicyScores(
+    scores = PolicyScores(
         log_pf=jnp.where(rollout.action_mask, log_probs[..., 0], 0.0),
         log_pterm=jnp.where(rollout.state_mask, log_probs[..., 1], 0.0),
     )
+    return scores, hidden

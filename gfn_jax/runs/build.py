@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from typing import Protocol
 
 import ml_collections
@@ -36,18 +37,21 @@ class Single:
         return complete(self.run)
 
 
-def build(config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "") -> Program:
+def build(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, command: str = "", given: Collection[str] = ()
+) -> Program:
     """What a config describes, ready to be completed.
 
     Args:
         config: the whole of it; its `task` says what kind of run it is.
         workdir: where the run writes.
         command: what repeats the run, for its results.
+        given: the keys of the config that the command line has set.
 
     Raises:
         ValueError, FileNotFoundError: what is wrong with the config, the model or the data, in one line.
     """
-    parsed = read(config)
+    parsed = read(config, given)
     if isinstance(parsed, Pretraining):
         return Single(build_pretraining(parsed, workdir))
     if isinstance(parsed, Finetuning):

@@ -9,13 +9,14 @@ values that a workdir's config.json and its digest are made of.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import ml_collections
 
-from gfn_jax.algorithms.entry import AlgorithmEntry, SamplingConfig
+from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.language_model import Phase
+from gfn_jax.algorithms.sampling import ExplorationConfig, ReplayConfig, Sampling, SamplingConfig
 from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
@@ -65,13 +66,14 @@ class ObjectiveConfig:
 
     Attributes:
         terms: name -> coefficient; 0 leaves a term out.
-        normalization, subtb_lambda, huber: as there.
+        normalization, subtb_lambda, huber, log_z_rate: as there.
     """
 
     terms: Mapping[str, Nonnegative]
     normalization: Literal["paper_sum", "released_mean", "row_mean"]
     subtb_lambda: Annotated[float, Range(0, 2)]
     huber: Positive | None
+    log_z_rate: Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,8 @@ class PolicyRun:
 
     Attributes:
         method: what `values.algorithm` names.
-        algorithm: its own section, a `method.config`.
+        algorithm: its own section, a `method.config`; None where it has none.
+        sampling: what a step samples.
         objective: what it minimises; None for one that minimises something of its own.
         entry: what `values.task` names.
         task: the task's own section, an `entry.config`.
@@ -168,7 +171,8 @@ class PolicyRun:
     mesh: MeshConfig
     lora: LoraConfig
     method: AlgorithmEntry
-    algorithm: SamplingConfig
+    algorithm: Any
+    sampling: Sampling
     objective: Objective | None
     optimizer: OptimizerConfig
     reward: RewardConfig
@@ -222,8 +226,12 @@ class Finetuning:
     described: Mapping[str, Any]
 
 
-def read(config: ml_collections.ConfigDict) -> PolicyRun | Pretraining | Finetuning:
+def read(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> PolicyRun | Pretraining | Finetuning:
     """The run that a config describes; its `task` says of which kind.
+
+    Args:
+        config: the whole of it.
+        given: the keys that the command line has set, which must be read by somebody.
 
     Raises:
         ValueError: a section, a field or a value that is not as it must be, named `section.field`.
@@ -234,19 +242,19 @@ def read(config: ml_collections.ConfigDict) -> PolicyRun | Pretraining | Finetun
         return read_pretraining(config)
     if config.task == "finetune":
         return read_finetuning(config)
-    return read_policy_run(config)
+    return read_policy_run(config, given)
 
 
-def read_policy_run(config: ml_collections.ConfigDict) -> PolicyRun:
+def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> PolicyRun:
     """As `read`, of a config whose task is one."""
     values = top_level(PolicyConfig, config)
-    method = read_method(config, values.algorithm)
-    algorithm = section(method.config, config, method.section)
-    if algorithm.first_update >= values.steps:
-        raise ValueError(
-            f"{method.section}.discovery_steps is {algorithm.first_update}; it must be less than steps, {values.steps}"
-        )
-    learning = values.steps - algorithm.first_update
+    method = algorithm_entry(values.algorithm)
+    config = without_unread(config, method, given)
+    sampling = read_sampling(config, method)
+    if sampling.first_update >= values.steps:
+        first = f"replay.discovery_steps is {sampling.first_update}"
+        raise ValueError(f"{first}; it must be less than steps, {values.steps}")
+    learning = values.steps - sampling.first_update
     entry = task_entry(values.task)
     with blamed(values.task, f"task {values.task}"):
         task: Any = section(entry.config, config, entry.section)
@@ -258,8 +266,9 @@ def read_policy_run(config: ml_collections.ConfigDict) -> PolicyRun:
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
         method=method,
-        algorithm=algorithm,
-        objective=read_objective(config, method.section, algorithm.samples) if method.objective else None,
+        algorithm=section(method.config, config, method.section) if method.config and method.section else None,
+        sampling=sampling,
+        objective=read_objective(config, sampling.samples) if method.objective else None,
         optimizer=section(OptimizerConfig, config, "optimizer", total_steps=learning),
         reward=section(RewardConfig, config, "reward"),
         entry=entry,
@@ -270,22 +279,44 @@ def read_policy_run(config: ml_collections.ConfigDict) -> PolicyRun:
     )
 
 
-def read_method(config: ml_collections.ConfigDict, name: str) -> AlgorithmEntry:
-    """The algorithm of that name, the config having no section that it would not read."""
-    method = algorithm_entry(name)
-    unread = (set(ALGORITHMS) - {method.section}) | (set() if method.objective else {"objective"})
-    for other in sorted(unread & set(config)):
-        raise ValueError(f"the config has a section {other!r}, which algorithm {name!r} does not read: delete it")
-    return method
+def without_unread(
+    config: ml_collections.ConfigDict, method: AlgorithmEntry, given: Collection[str]
+) -> ml_collections.ConfigDict:
+    """The config without the sections of other algorithms, for which nobody asked.
+
+    Raises:
+        ValueError: somebody did: the command line gives one of them a value; or no algorithm and no task reads it.
+    """
+    fixed = {"model", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "em"}
+    fixed |= {task_entry(config.task).section}
+    optional = {"exploration", "replay", "objective", *ALGORITHMS}
+    for name in sorted(config):
+        if hasattr(config[name], "items") and name not in fixed | optional | method.reads:
+            raise ValueError(f"the config has a section {name!r}, which nothing reads: delete it")
+    unread = optional - method.reads
+    for key in given:
+        if key.partition(".")[0] in unread:
+            raise ValueError(f"{key} is given, and algorithm {config.algorithm!r} does not read it")
+    return ml_collections.ConfigDict({name: config.get_ref(name) for name in config if name not in unread})
 
 
-def read_objective(config: ml_collections.ConfigDict, algorithm: str, samples: int) -> Objective:
-    """The objective, for an algorithm's N samples a query."""
+def read_sampling(config: ml_collections.ConfigDict, method: AlgorithmEntry) -> Sampling:
+    """What a step samples, as the algorithm has it."""
+    budget = section(SamplingConfig, config, "sampling")
+    if not method.off_policy:
+        return Sampling(budget)
+    exploration, replay = section(ExplorationConfig, config, "exploration"), section(ReplayConfig, config, "replay")
+    return Sampling(budget, exploration, replay)
+
+
+def read_objective(config: ml_collections.ConfigDict, samples: int) -> Objective:
+    """The objective, for N samples a query."""
     values = section(ObjectiveConfig, config, "objective")
     if values.terms.get("vargrad") and samples < 2:
-        raise ValueError(f"{algorithm}.samples is {samples}; objective.terms.vargrad needs 2 or more")
+        raise ValueError(f"sampling.samples is {samples}; objective.terms.vargrad needs 2 or more")
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
-    return Objective(terms, values.normalization, values.subtb_lambda, values.huber, samples)
+    rest = {name: value for name, value in vars(values).items() if name != "terms"}
+    return Objective(terms, samples_per_query=samples, **rest)
 
 
 def read_em(config: ml_collections.ConfigDict, task: Any) -> EMConfig | None:

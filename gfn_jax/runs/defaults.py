@@ -1,15 +1,17 @@
-"""What every GFlowNet run's config holds. A file in `configs/` starts from here and says what is different.
+"""What the config of every policy's training holds. A file in `configs/` starts from here and says what is different.
 
 The sections are the fields of frozen dataclasses, where they are explained: `mesh` MeshConfig, `lora` LoraConfig,
-`gflownet` GFlowNetConfig, `objective` objectives.Objective, `optimizer` OptimizerConfig, `reward`
-runs.rewards.RewardConfig. A run takes every value from here or from its config file, never from a dataclass: where one
-has defaults (LoraConfig, MeshConfig, OptimizerConfig, Objective), they are for use from Python.
+`sampling`, `exploration` and `replay` in algorithms.sampling, `objective` objectives.Objective, `optimizer`
+OptimizerConfig, `reward` runs.rewards.RewardConfig; and one for each algorithm, in its file. Of `exploration`,
+`replay`, `objective` and the algorithms' own a run keeps those that its `algorithm` reads. A run takes every value from
+here or from its config file, never from a dataclass: where one has defaults (LoraConfig, MeshConfig, OptimizerConfig,
+Objective), they are for use from Python.
 """
 
 import ml_collections
 
 
-def gflownet_config(task: str) -> ml_collections.ConfigDict:
+def policy_config(task: str) -> ml_collections.ConfigDict:
     """The common sections; the caller adds `config[task]` and `config.evaluation`."""
     config = ml_collections.ConfigDict()
     config.task = task
@@ -28,30 +30,36 @@ def gflownet_config(task: str) -> ml_collections.ConfigDict:
         "dropout": 0.0,
         "rank_stabilized": False,
     }
-    config.gflownet = {
+    config.sampling = {
         "queries": 16,
         "samples": 8,
-        "replay_samples": 4,
         "micro_batches": 1,
+        "reward_temperature_start": 1.0,
+        "reward_temperature_end": 1.0,
+        "reward_temperature_steps": 1,
+    }
+    config.exploration = {
         "tempered": 0.667,
         "temperature_low": 0.5,
         "temperature_high": 2.0,
         "exploring": 0.0,
         "uniform_mix": 0.0,
-        "buffer_capacity": 50,
-        "buffer_tolerance": 0.25,
-        "replay_mode": "reward",
+    }
+    config.replay = {
+        "samples": 4,
+        "capacity": 50,
+        "tolerance": 0.25,
+        "shares": {"reward": 1.0, "recency": 0.0, "uniform": 0.0},
+        "recency_steps": 10.0,
         "discovery_steps": 0,
-        "reward_temperature_start": 1.0,
-        "reward_temperature_end": 1.0,
-        "reward_temperature_steps": 1,
-        "log_z_rate": 100.0,
+        "ess_alarm": 0.0,
     }
     config.objective = {
         "terms": {"subtb": 1.0, "db": 0.0, "tb": 0.0, "vargrad": 0.0},
         "normalization": "released_mean",
         "subtb_lambda": 1.0,
         "huber": ml_collections.config_dict.placeholder(float),
+        "log_z_rate": 100.0,
     }
     config.optimizer = {
         "learning_rate": 1e-3,

@@ -95,7 +95,7 @@ class EM:
                 values = self.config.values
                 facts = {
                     "task": values.task,
-                    "method": f"{self.config.method.section}_em",
+                    "method": f"{values.algorithm}_em",
                     "seed": values.seed,
                     "command": self.command,
                 }
@@ -192,7 +192,7 @@ def build_m_step(
         jax.random.fold_in(jax.random.key(config.values.seed), SAMPLE + number),
         em.samples,
         temperature=1.0,
-        batch=config.algorithm.queries,
+        batch=config.sampling.queries,
     )
     documents, loss_mask = joined_rows(constants.queries, samples)
     folder = m_step_folder(workdir, number)

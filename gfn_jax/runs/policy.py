@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jaxtyping import Bool
 
-from gfn_jax.algorithms.entry import Ingredients, SamplingConfig
+from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.evaluation.report import Evaluator, write_results
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
@@ -96,7 +97,7 @@ def build_policy(config: PolicyRun, workdir: pathlib.Path, command: str = "") ->
         state=state,
         constants=constants,
         num_steps=config.values.steps,
-        samples_per_step=config.algorithm.queries * config.algorithm.samples,
+        samples_per_step=config.sampling.queries * config.sampling.samples,
         checkpointer=Checkpointer(workdir, digest),
         writers=make_writers(workdir, config.values.tensorboard),
         finish=finish,
@@ -120,7 +121,7 @@ class Parts:
     task: Task
     queries: Query
     name: str
-    settings: SamplingConfig
+    sampling: Sampling
     reward: Reward
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
@@ -138,46 +139,48 @@ def policy_parts(
     Raises:
         ValueError: what is wrong with the task, the reward or the mesh, in one line.
     """
-    task, method, settings = make_task(config, tokenizer, model), config.method, config.algorithm
-    copies = prompt_copies(method.section, settings, mesh)
+    task, name, sampling = make_task(config, tokenizer, model), config.values.algorithm, config.sampling
+    copies = prompt_copies(sampling, mesh)
     queries, constraint = task.queries("train"), task.constraint()
-    if settings.queries > len(queries.example_id):
+    if sampling.queries > len(queries.example_id):
         there = f"the task has {len(queries.example_id)} to draw from"
-        raise ValueError(f"{method.section}.queries is {settings.queries}; {there}")
+        raise ValueError(f"sampling.queries is {sampling.queries}; {there}")
     check_tokenizer(tokenizer, queries.prompt)
     check_positions(model, queries, constraint.max_length)
     if config.objective is not None:
         check_first_tokens(config.objective, task)
     reward = build_reward(config.reward, task, model, tokenizer)
-    given = Ingredients(reward, config.lora, config.model.remat, copies, config.objective)
-    algorithm = method.make(settings, given)
+    given = Ingredients(
+        reward, sampling, config.lora, config.objective, config.model.remat, copies, config.values.steps
+    )
+    algorithm = config.method.make(config.algorithm, given)
     host_reward = build_host_reward(config.reward, task, tokenizer)
     if host_reward is not None and not isinstance(algorithm, Interruptible):
-        raise ValueError(f"reward.function is asked between two halves of a step; {method.section} has no such halves")
+        raise ValueError(f"reward.function is asked between two halves of a step; {name} has no such halves")
     optimizer = make_optimizer(config.optimizer)
-    return Parts(task, queries, method.section, settings, reward, algorithm, optimizer, host_reward)
+    return Parts(task, queries, name, sampling, reward, algorithm, optimizer, host_reward)
 
 
-def prompt_copies(section: str, settings: SamplingConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Devices that share the samples of a query, where the queries of a micro-batch alone do not divide; else 1.
 
     Raises:
         ValueError: neither the queries nor the samples of each divide.
     """
-    queries, parts = settings.queries // settings.micro_batches, math.prod(mesh.shape[axis] for axis in meshes.ROWS)
+    queries, parts = sampling.queries // sampling.micro_batches, math.prod(mesh.shape[axis] for axis in meshes.ROWS)
     copies = parts // math.gcd(queries, parts)
-    if settings.fresh_samples % copies or settings.samples % copies:
+    if sampling.fresh_samples % copies or sampling.samples % copies:
         raise ValueError(
             f"a micro-batch of queries of {queries} does not divide over {parts} devices (data={mesh.shape['data']} x "
-            f"fsdp={mesh.shape['fsdp']}), and {copies} devices cannot share the {settings.samples} samples of a query, "
-            f"{settings.fresh_samples} of them fresh: change the queries, micro_batches or samples of {section}"
+            f"fsdp={mesh.shape['fsdp']}), and {copies} devices cannot share the {sampling.samples} samples of a query, "
+            f"{sampling.fresh_samples} of them fresh: change sampling.queries, micro_batches or samples"
         )
     return copies
 
 
 def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Callable:
     """One compiled program a step; with a reward on the host, one on either side of it."""
-    out, first = (placed, meshes.replicated(mesh)), parts.settings.first_update
+    out, first = (placed, meshes.replicated(mesh)), parts.sampling.first_update
     if parts.host_reward is None:
         step = make_step(parts.algorithm, parts.optimizer, first)
         return jax.jit(step, donate_argnums=0, out_shardings=out)
@@ -213,7 +216,7 @@ def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Const
 
 def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajectory:
     """Completions that somebody else wrote, each with its reward: as many at once as a step has."""
-    settings = parts.settings
+    sampling = parts.sampling
 
     @jax.jit
     def rewarded(constants: Constants, seeds: Seeds) -> Trajectory:
@@ -223,7 +226,7 @@ def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajecto
 
     queries = len(seeds.example_id)
     each = len(seeds.length) // queries
-    size = max(settings.queries * settings.samples // (settings.micro_batches * each), 1)
+    size = max(sampling.queries * sampling.samples // (sampling.micro_batches * each), 1)
     chunks = []
     for begin in range(0, queries, size):
         query = np.minimum(np.arange(begin, begin + size), queries - 1)  # the last chunk is filled up

@@ -48,4 +48,4 @@ def make_evaluator(run: PolicyRun, task: Task, model: ModelConfig) -> Evaluator:
         ValueError: what it needs and cannot find or, of a user's own, what is wrong with its code.
     """
     with blamed(run.values.task, f"the evaluator of task {run.values.task}"):
-        return run.entry.evaluator(run.evaluation, task, model, run.algorithm.target_temperature)
+        return run.entry.evaluator(run.evaluation, task, model, run.sampling.target_temperature)

@@ -109,14 +109,14 @@ def learn(
         number, batch = part
         key = jax.random.fold_in(keys.dropout, number)
         value_and_grad = jax.value_and_grad(algorithm.loss, has_aux=True)
-        measured = value_and_grad(state.trainable, constants, batch, weights, key)
-        return jax.tree.map(jnp.add, total, measured), None
+        found = value_and_grad(state.trainable, constants, batch, weights, key)
+        return jax.tree.map(jnp.add, total, found), None
 
     numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
     first = jax.tree.map(lambda x: x[0], batches)
     shapes = jax.eval_shape(algorithm.loss, state.trainable, constants, first, weights, keys.dropout)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, state.trainable))
-    ((loss, terms), grads), _ = jax.lax.scan(accumulate, zeros, (numbers, batches))
+    ((loss, measured), grads), _ = jax.lax.scan(accumulate, zeros, (numbers, batches))
     updates, counted = optimizer.update(grads, state.opt_state, state.trainable)
     learnt = (optax.apply_updates(state.trainable, updates), counted)
     # Before the first update the optimizer does not even count: its schedule starts with the learning.
@@ -124,7 +124,7 @@ def learn(
     trainable, opt_state = jax.tree.map(lambda new, old: jnp.where(learning, new, old), learnt, before)
     metrics = {
         "loss": loss,
-        **{f"loss_{name}": value for name, value in terms.items()},
+        **{name: value.mean() for name, value in measured.items()},
         **collected.metrics,
         "gradient_norm": optax.global_norm(grads),
     }

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_worlds import gflownet_settings
+from tiny_worlds import sampling_settings
 
-from gfn_jax.algorithms.gflownet import Batch, GFlowNet, GFlowNetConfig, Trainable
+from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.gflownet import GFlowNet, Trainable
+from gfn_jax.algorithms.on_task import Batch
 from gfn_jax.evaluation.enumeration import World, divergences, random_world
 from gfn_jax.models.lora import init_lora
 from gfn_jax.objectives.mixture import Objective
@@ -28,9 +30,8 @@ OBJECTIVES = ("subtb", "db", "tb", "vargrad")
 # Standard deviation of log R in nats. The targets' entropy is 4.31 of 4.44 nats; 1.26 (one has .61).
 REWARDS = {"flat": 0.5, "peaked": 5.0}
 SAMPLES = 64
-MIXED = gflownet_settings(
-    queries=1, samples=SAMPLES, replay_samples=0, tempered=0.25, exploring=0.25, uniform_mix=1.0, buffer_capacity=1
-)
+BEHAVIOR = {"tempered": 0.25, "exploring": 0.25, "uniform_mix": 1.0}
+MIXED = {"queries": 1, "samples": SAMPLES, "replay_samples": 0, "replay_capacity": 1, **BEHAVIOR}
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +39,24 @@ def worlds() -> dict[str, World]:
     return {name: random_world(jax.random.key(0), 4, 3, scale) for name, scale in REWARDS.items()}
 
 
-def make_algorithm(world: World, config: GFlowNetConfig, coefficients) -> GFlowNet:
+def make_algorithm(world: World, settings: dict, coefficients) -> GFlowNet:
+    config = sampling_settings(**settings)
     terms = tuple(zip(OBJECTIVES, coefficients, strict=True))
     objective = Objective(terms, normalization="released_mean", samples_per_query=config.samples)
-    return GFlowNet(world.reward, objective, config, world.lora)
+    return GFlowNet(Ingredients(world.reward, config, world.lora, objective))
 
 
 # Where a program runs longer than it compiles: tests/conftest.py asks for the opposite.
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
-def make_trainer(world: World, config: GFlowNetConfig, steps: int, compiler_options: dict | None = None):
+def make_trainer(world: World, settings: dict, steps: int, compiler_options: dict | None = None):
     """One program for every objective and table of this shape: both are arguments, so it compiles once."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, total_steps=steps, clip_norm=10.0))
 
     @functools.partial(jax.jit, compiler_options=compiler_options)
     def train(constants, coefficients):
-        algorithm = make_algorithm(world, config, list(coefficients))
+        algorithm = make_algorithm(world, settings, list(coefficients))
         state = init_state(algorithm, optimizer, jax.random.key(1), constants)
         step = make_step(algorithm, optimizer)
         state, _ = jax.lax.scan(lambda state, _: step(state, constants), state, None, length=steps)
@@ -103,16 +105,12 @@ def test_training_reaches_the_target(worlds, trained, total_variation, reward, o
 def loss_of_everything(worlds):
     """The loss over all completions of the flat world, each once, for any policy, rewards and objective."""
     world = worlds["flat"]
-    config = dataclasses.replace(MIXED, samples=len(world.reward.table))
+    settings = MIXED | {"samples": len(world.reward.table)}
 
     @jax.jit
     def loss(trainable, log_reward, coefficients):
-        algorithm = make_algorithm(world, config, list(coefficients))
-        batch = Batch(
-            query=world.constants.queries,
-            trajectory=Trajectory(rollout=world.completions, log_reward=log_reward),
-            row_mask=jnp.ones(config.samples, bool),
-        )
+        algorithm = make_algorithm(world, settings, list(coefficients))
+        batch = Batch.of(world.constants.queries, Trajectory(world.completions, log_reward))
         weights = algorithm.weights(batch)
         return algorithm.loss(trainable, world.constants, batch, weights, jax.random.key(0))[0]
 
@@ -150,26 +148,20 @@ def test_sampler_draws_what_score_promises(worlds, trained, log_policy):
 def test_off_policy_rows_alone_reach_the_target(worlds, total_variation):
     """Not one row comes from the policy: all are drawn from the uniform over allowed tokens."""
     world = worlds["flat"]
-    config = dataclasses.replace(MIXED, tempered=0.0, exploring=1.0)
-    behavior = make_algorithm(world, config, only("subtb")).behavior(jax.random.key(0), SAMPLES)
+    settings = MIXED | {"tempered": 0.0, "exploring": 1.0}
+    behavior = sampling_settings(**settings).behavior(jax.random.key(0), SAMPLES)
     assert (behavior.temperature == 1).all()
     assert (behavior.uniform_mix == 1).all()
-    trainable = make_trainer(world, config, steps=600)(world.constants, only("subtb"))
+    trainable = make_trainer(world, settings, steps=600)(world.constants, only("subtb"))
     assert total_variation(world, trainable.lora) <= 0.01
 
 
 def test_replay_and_reward_temperature(worlds, total_variation):
     """Half the rows from the buffer, at temperature 1/2: the target is R squared, and that is not R."""
     world = worlds["flat"]
-    config = dataclasses.replace(
-        MIXED,
-        replay_samples=SAMPLES // 2,
-        buffer_capacity=32,
-        buffer_tolerance=0.0,
-        reward_temperature_start=0.5,
-        reward_temperature_end=0.5,
-    )
-    trainable = make_trainer(world, config, steps=600)(world.constants, only("subtb"))
+    buffer = {"replay_samples": SAMPLES // 2, "replay_capacity": 32, "replay_tolerance": 0.0}
+    settings = MIXED | buffer | {"reward_temperature_start": 0.5, "reward_temperature_end": 0.5}
+    trainable = make_trainer(world, settings, steps=600)(world.constants, only("subtb"))
     assert total_variation(world, trainable.lora, temperature=0.5) <= 0.01
     assert total_variation(world, trainable.lora, temperature=1.0) > 0.1
 
@@ -179,10 +171,11 @@ class FixedRows(GFlowNet):
     """Collects the same rows whatever the micro-batch, so that only the accumulation differs."""
 
     def collect(self, state, constants, keys):
-        parts = self.config.micro_batches
+        parts = self.given.sampling.micro_batches
         query = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), constants.queries)
         trajectory, row_mask = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[2:]), constants.prepared)
-        return Collected(Batch(query, trajectory, row_mask), state.memory, {})
+        batches = dataclasses.replace(jax.vmap(Batch.of)(query, trajectory), row_mask=row_mask)
+        return Collected(batches, state.memory, {})
 
 
 def test_micro_batches_change_nothing(worlds):
@@ -208,8 +201,8 @@ def test_micro_batches_change_nothing(worlds):
     )
 
     def stepped(parts: int) -> tuple:
-        config = dataclasses.replace(MIXED, queries=queries, samples=samples, micro_batches=parts)
-        algorithm = FixedRows(world.reward, objective, config, world.lora)
+        sampling = sampling_settings(**MIXED | {"queries": queries, "samples": samples, "micro_batches": parts})
+        algorithm = FixedRows(Ingredients(world.reward, sampling, world.lora, objective))
         state = init_state(algorithm, optimizer, jax.random.key(1), constants)
         before = state.trainable.replace(lora=adapter)
         state, metrics = jax.jit(make_step(algorithm, optimizer))(state.replace(trainable=before), constants)

@@ -6,13 +6,14 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from reinforce import Reinforce, ReinforceConfig
+from reinforce import Reinforce
+from tiny_worlds import sampling_settings
 
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.commands.train import parse
 from gfn_jax.evaluation.enumeration import divergences, random_world
 from gfn_jax.runs.build import build
 from gfn_jax.runs.config import read
-from gfn_jax.runs.defaults import gflownet_config
 from gfn_jax.runs.saved import read_run, restore_adapter
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
@@ -28,7 +29,8 @@ def test_training_reaches_the_target():
     -log sum R, for every row and so for every batch.
     """
     world, steps = random_world(jax.random.key(0), 4, 3, 0.5), 300
-    algorithm = Reinforce(ReinforceConfig(queries=1, samples=64, micro_batches=1), world.reward, world.lora)
+    sampling = sampling_settings(queries=1, samples=64)
+    algorithm = Reinforce(Ingredients(world.reward, sampling, world.lora))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, total_steps=steps, clip_norm=10.0))
 
     @jax.jit
@@ -53,8 +55,7 @@ def config(monkeypatch):
     monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent))
     config = parse(["launch", f"--config={CONFIG}"]).config
     with config.unlocked():
-        del config.gflownet, config.objective
-        config.algorithm, config.reinforce = OWN, {"queries": 1, "samples": 4, "micro_batches": 1}
+        config.algorithm, config.sampling.samples = OWN, 4
         config.steps, config.save_every, config.optimizer.warmup_steps = 2, 2, 0
         config.random_numbers.update({"high": 9, "max_length": 2})
         config.evaluation.update({"every": 2, "samples": 60, "batch": 30})
@@ -66,7 +67,7 @@ def test_a_config_that_names_it_is_all_it_takes(config, tmp_path):
     page = program.complete()
     assert str(tmp_path / "results.json") in page
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["method"] == "reinforce"
+    assert results["method"] == OWN
     assert results["steps"] == 2
     assert {"base", "metrics"} <= set(results)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -78,11 +79,17 @@ def test_a_config_that_names_it_is_all_it_takes(config, tmp_path):
     assert restore_adapter(read_run(tmp_path), 2, shape).layers.keys() == shape.projections.keys()
 
 
-@pytest.mark.parametrize("section", ["gflownet", "objective"])
-def test_a_section_that_nothing_would_read_is_refused(config, section):
+@pytest.mark.parametrize("key", ["objective.huber", "replay.samples", "exploration.tempered"])
+def test_a_value_that_it_would_not_read_is_refused(config, key):
+    refused(config, f"{key} is given, and algorithm '{OWN}' does not read it", lambda config: read(config, [key]))
+    run = read(config)
+    assert not {"objective", "replay", "exploration", "ppo"} & set(run.described)
+
+
+def test_a_section_that_nobody_reads_is_refused(config):
     with config.unlocked():
-        config[section] = gflownet_config("any")[section]
-    refused(config, f"section '{section}', which algorithm '{OWN}' does not read")
+        config.samplign = {"queries": 1}
+    refused(config, "section 'samplign', which nothing reads")
 
 
 @pytest.mark.parametrize(
@@ -98,19 +105,19 @@ def test_an_algorithm_that_is_none_is_refused(config, name, problem):
     refused(config, problem)
 
 
-def test_its_own_section_is_checked(config):
-    config.reinforce.samples = 1
-    refused(config, "reinforce.samples is 1")
+def test_its_sections_are_checked(config, tmp_path):
+    config.sampling.samples = 1
+    refused(config, "sampling.samples is 1", lambda config: build(config, tmp_path))
     with config.unlocked():
-        del config.reinforce.samples
-    refused(config, "section 'reinforce' lacks samples")
+        del config.sampling.samples
+    refused(config, "section 'sampling' lacks samples")
 
 
 def test_a_function_of_the_reward_needs_two_halves(config, tmp_path):
     """It runs on the host in the middle of a step, where this algorithm has no seam."""
     with config.unlocked():
         config.reward.function = "math:fsum"
-    refused(config, "reward.function .* reinforce has no such halves", lambda config: build(config, tmp_path))
+    refused(config, "reward.function .* reinforce:ALGORITHM has no such halves", lambda config: build(config, tmp_path))
 
 
 def refused(config, problem, reading=read):

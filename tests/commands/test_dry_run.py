@@ -92,14 +92,14 @@ def test_a_mesh_that_is_not_here(monkeypatch):
 
 
 def test_a_micro_batch_must_divide_over_the_mesh():
-    config = config_of("paper", "--config.mesh.fsdp=8", "--config.gflownet.micro_batches=32")
+    config = config_of("paper", "--config.mesh.fsdp=8", "--config.sampling.micro_batches=32")
     with pytest.raises(ValueError, match="micro-batch of queries of 1 does not divide over 8 devices"):
         dry_run.estimate(config)
 
 
 def test_remat_keeps_less():
     """What the backward pass is left with, with and without: depth counts only without."""
-    run = read_policy_run(config_of("tiny", "--config.gflownet.queries=2", "--config.gflownet.samples=6"))
+    run = read_policy_run(config_of("tiny", "--config.sampling.queries=2", "--config.sampling.samples=6"))
     model, tokenizer = dry_run.describe_model(run.model.path)
     parts = policy_parts(run, model, tokenizer, meshes.abstract_mesh(run.mesh))
     algorithm = parts.algorithm

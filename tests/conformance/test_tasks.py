@@ -70,8 +70,9 @@ def small_config(name):
     config = config_of(name)
     with config.unlocked():
         config.steps, config.save_every = 2, 2
-        config.gflownet.update({"queries": 1, "samples": 4, "replay_samples": 2, "micro_batches": 1})
-        config.gflownet.update({"discovery_steps": 0, "buffer_capacity": 4})
+        config.sampling.update({"queries": 1, "samples": 4, "micro_batches": 1})
+        config.replay.samples = 2
+        config.replay.update({"discovery_steps": 0, "capacity": 4})
         config.optimizer.warmup_steps = 0
         config.evaluation.update({"every": 2, **EVALUATION.get(name, {})})
     return config

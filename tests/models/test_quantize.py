@@ -4,17 +4,18 @@ import numpy as np
 import optax
 import pytest
 from tiny_worlds import (
-    gflownet_settings,
     left_padded,
     query_of,
     random_ids,
     random_lora,
     random_params,
     right_padded,
+    sampling_settings,
     tiny,
 )
 
 from gfn_jax import replay
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
@@ -163,10 +164,10 @@ def test_no_floats_of_the_base_are_kept_for_the_backward_pass():
 
 
 def test_a_step_on_a_quantised_base():
-    config = gflownet_settings(queries=2, samples=2, replay_samples=0, tempered=0.0, buffer_capacity=2)
+    config = sampling_settings(queries=2, samples=2, replay_samples=0, tempered=0.0, replay_capacity=2)
     reward = PosteriorReward()
     objective = Objective((("subtb", 1.0),), "released_mean")
-    algorithm = GFlowNet(reward, objective, config, LoraConfig(2, 2, ("q", "down")))
+    algorithm = GFlowNet(Ingredients(reward, config, LoraConfig(2, 2, ("q", "down")), objective))
     query = query_of(left_padded([[3, 4, 5], [7, 8]]), answer=right_padded([[4, 2], [4, 3]]))
     optimizer = optax.sgd(1.0)
     base = LanguageModel(CONFIG, QUANTIZED["int8"])
@@ -183,7 +184,7 @@ def test_a_step_on_a_quantised_base():
     assert np.isfinite(metrics["loss"])
     moved = [np.abs(pair["b"]).max() for pair in after.trainable.lora.layers.values()]
     assert min(moved) > 0
-    assert replay.statistics(after.memory, len(after.memory.priority))["coverage"] > 0
+    assert replay.statistics(after.memory.buffer, len(after.memory.buffer.priority))["coverage"] > 0
 
 
 def test_what_cannot_be_done_is_refused():

@@ -30,7 +30,8 @@ def small_config():
     config.optimizer.warmup_steps = 1
     config.arithmetic.max_length = 17
     config.arithmetic.eval_max_length = 24
-    config.gflownet.update({"queries": 4, "samples": 4, "replay_samples": 2, "micro_batches": 2, "buffer_capacity": 4})
+    config.sampling.update({"queries": 4, "samples": 4, "micro_batches": 2})
+    config.replay.update({"samples": 2, "capacity": 4})
     config.evaluation.update({"every": 4, "questions": 4, "samples": 2, "test_questions": 4, "batch": 4})
     return config
 
@@ -75,7 +76,7 @@ def test_what_takes_long_is_said_before_it_begins(whole, lines):
     )
     places = [next(i for i, line in enumerate(said) if line.startswith(stage)) for stage in stages]
     assert places == sorted(places)
-    for method in ("base, 0-shot", "base, 3-shot", "gflownet (this run)"):
+    for method in ("base, 0-shot", "base, 3-shot", "this run"):
         assert sum(line.startswith(f"final evaluation: {method} on test_") for line in said) == 3
 
 
@@ -120,7 +121,7 @@ def test_two_steps_a_stop_and_two_more_are_four_steps_bit_for_bit(whole, tmp_pat
 
 def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
     _, trained, _ = whole
-    filled = np.asarray(trained.state.memory.filled.sum(1))
+    filled = np.asarray(trained.state.memory.buffer.filled.sum(1))
     assert (filled[:47] >= 1).all()  # seeds
     assert (filled <= 4).all()
     assert filled.sum() > 47  # and what the policy found

@@ -27,7 +27,8 @@ def small_config(**continuation):
     config.steps = config.save_every = 2
     config.optimizer.warmup_steps = 1
     config.continuation.update({"count": 24, "validation": 4, "max_length": 6, **continuation})
-    config.gflownet.update({"queries": 2, "samples": 4, "buffer_capacity": 4, "reward_temperature_steps": 1})
+    config.sampling.update({"queries": 2, "samples": 4, "reward_temperature_steps": 1})
+    config.replay.capacity = 4
     config.evaluation.update({"every": 2, "samples": 2, "batch": 4, "beams": False, "nucleus": ()})
     config.evaluation.temperatures = (0.8,)
     return config

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import all_sequences, gflownet_settings, left_padded, query_of, tiny
+from tiny_worlds import all_sequences, left_padded, query_of, sampling_settings, tiny
 
 from gfn_jax import replay
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.commands import train
 from gfn_jax.environments import NoTool
@@ -31,12 +32,12 @@ def test_seeds_are_rewarded_in_parts_as_they_are_at_once():
     base = LanguageModel(*load_model(folder))
     buffers = []
     for samples in (3, 8):
-        words = ["--config.arithmetic.seed_demonstrations=5", "--config.gflownet.queries=1"]
-        words += [f"--config.gflownet.samples={samples}", "--config.gflownet.replay_samples=1"]
+        words = ["--config.arithmetic.seed_demonstrations=5", "--config.sampling.queries=1"]
+        words += [f"--config.sampling.samples={samples}", "--config.replay.samples=1"]
         config = read_policy_run(train.parse(["launch", f"--config={CONFIG}", *words]).config)
         mesh = meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1))
         parts = policy_parts(config, base.shape, load_tokenizer(folder), mesh)
-        buffers.append(jax.device_get(initial(config, parts, base)[1].memory))
+        buffers.append(jax.device_get(initial(config, parts, base)[1].memory.buffer))
     parted, whole = buffers
     filled = np.asarray(whole.filled)
     assert filled.any(1).tolist() == [True] * 5 + [False] * (len(filled) - 5)
@@ -56,9 +57,9 @@ class Letters:
 def seeded(completions):
     """The queries that a buffer of their own seeds has something for, one seed a query."""
     table = jnp.zeros(len(all_sequences(3, 2)))
-    settings = gflownet_settings(queries=1, samples=len(completions), replay_samples=0)
+    settings = sampling_settings(queries=1, samples=len(completions), replay_samples=0)
     reward = TableReward(table, 3)
-    algorithm = GFlowNet(reward, None, settings, None)
+    algorithm = GFlowNet(Ingredients(reward, settings, None))
     constants = Constants(
         base=LanguageModel(tiny(), None),
         prepared=table,
@@ -96,12 +97,12 @@ def test_a_run_whose_seeds_are_all_refused_is_refused():
 )
 def test_devices_share_the_samples_of_few_queries(queries, data, fsdp, copies):
     """`configs/rng.py` has one query; no mesh that its 192 samples divide over is refused."""
-    settings = gflownet_settings(queries=queries, samples=192, replay_samples=96)
-    assert prompt_copies("gflownet", settings, meshes.abstract_mesh(meshes.MeshConfig(data, fsdp, 2))) == copies
+    settings = sampling_settings(queries=queries, samples=192, replay_samples=96)
+    assert prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(data, fsdp, 2))) == copies
 
 
 @pytest.mark.parametrize("samples", [(12, 4), (8, 1), (10, 6)])
 def test_samples_that_cannot_be_shared_are_named(samples):
-    settings = gflownet_settings(queries=1, samples=samples[0], replay_samples=samples[1])
+    settings = sampling_settings(queries=1, samples=samples[0], replay_samples=samples[1])
     with pytest.raises(ValueError, match=r"8 devices \(data=4 x fsdp=2\).* cannot share the \d+ samples of a query"):
-        prompt_copies("gflownet", settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))
+        prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))

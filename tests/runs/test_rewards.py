@@ -179,7 +179,10 @@ def test_a_run_with_a_function_learns_from_it(tmp_path):
         "--config.arithmetic.max_length=17",
         "--config.arithmetic.seed_demonstrations=3",
         "--config.optimizer.warmup_steps=1",
-        *(f"--config.gflownet.{key}={n}" for key, n in (("queries", 4), ("samples", 4), ("replay_samples", 2))),
+        *(
+            f"--config.{key}={n}"
+            for key, n in (("sampling.queries", 4), ("sampling.samples", 4), ("replay.samples", 2))
+        ),
         *(f"--config.evaluation.{key}=2" for key in ("every", "questions", "samples", "test_questions", "batch")),
     ]
     plain = config_of(*small)
@@ -187,7 +190,7 @@ def test_a_run_with_a_function_learns_from_it(tmp_path):
     stored = {}
     for name, config in (("plain", plain), ("hosted", hosted)):
         run = build(config, tmp_path / name).run
-        stored[name] = jax.device_get(run.state.memory)  # before its memory is given to the next state
+        stored[name] = jax.device_get(run.state.memory.buffer)  # before its memory is given to the next state
     assert train(run).steps == 2
     counts = stored["hosted"].log_reward - stored["plain"].log_reward
     filled = np.asarray(stored["plain"].filled)

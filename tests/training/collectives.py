@@ -11,8 +11,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_worlds import gflownet_settings, left_padded, query_of, random_ids, right_padded, tiny
+from tiny_worlds import left_padded, query_of, random_ids, right_padded, sampling_settings, tiny
 
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.commands import dry_run
 from gfn_jax.environments import NoTool
@@ -39,11 +40,11 @@ def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stag
     Returns:
         The step compiled for the mesh, and the bytes a device that the dry run thinks it takes.
     """
-    settings = gflownet_settings(
-        queries=QUERIES, samples=SAMPLES, replay_samples=REPLAYED, tempered=0.5, buffer_capacity=CAPACITY
+    settings = sampling_settings(
+        queries=QUERIES, samples=SAMPLES, replay_samples=REPLAYED, tempered=0.5, replay_capacity=CAPACITY
     )
     objective = Objective((("subtb", 1.0),), "released_mean", samples_per_query=SAMPLES)
-    algorithm = GFlowNet(PosteriorReward(), objective, settings, LORA, remat=remat)
+    algorithm = GFlowNet(Ingredients(PosteriorReward(), settings, LORA, objective, remat))
     optimizer = make_optimizer(OptimizerConfig(1e-3, total_steps=10))
 
     prompt = left_padded(random_ids(0, QUERIES, 23).tolist())

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gfn_jax.runs.defaults import gflownet_config
+from gfn_jax.runs.defaults import policy_config
 from gfn_jax.sections import described
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir, config_digest
 
@@ -188,7 +188,7 @@ def test_a_workdir_takes_one_config(tmp_path):
 
 def test_how_a_run_is_evaluated_is_no_part_of_what_its_workdir_belongs_to(tmp_path):
     """But it is written down: benchmarks measure with it what else was trained."""
-    config = gflownet_config("arithmetic")
+    config = policy_config("arithmetic")
     config.evaluation = {"every": 10, "encoder": "absent"}
     digest = claim_workdir(tmp_path, described(config))
     saved(tmp_path, [1]).close()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import gflownet_settings
+from tiny_worlds import sampling_settings
 
 from gfn_jax.sections import checked
 from gfn_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
@@ -50,7 +50,7 @@ def test_no_clipping():
 
 def annealed(steps):
     ends = {"reward_temperature_start": 1.1, "reward_temperature_end": 0.9}
-    return gflownet_settings(**ends, reward_temperature_steps=steps)
+    return sampling_settings(**ends, reward_temperature_steps=steps)
 
 
 def test_schedules_are_traced_once():

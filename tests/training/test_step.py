@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import all_sequences, gflownet_settings, left_padded, query_of, random_params, tiny
+from tiny_worlds import all_sequences, left_padded, query_of, random_params, sampling_settings, tiny
 
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.environments import NoTool
 from gfn_jax.models.language_model import LanguageModel
@@ -43,16 +44,16 @@ def build(known=QUERIES, table=None, **changes):
         "tempered": 0.3,
         "exploring": 0.3,
         "uniform_mix": 0.5,
-        "buffer_capacity": 3,
+        "replay_capacity": 3,
         "discovery_steps": 1,
         "reward_temperature_start": 2.0,
         "reward_temperature_end": 1.0,
         "reward_temperature_steps": 2,
     }
-    config = gflownet_settings(**(settings | changes))
+    config = sampling_settings(**(settings | changes))
     objective = Objective((("subtb", 1.0), ("tb", 0.1)), "released_mean", samples_per_query=config.samples)
     reward = TableReward(tables() if table is None else table, ARITY)
-    algorithm = GFlowNet(reward, objective, config, LoraConfig(3, 6, ("q", "down", "head"), dropout=0.2))
+    algorithm = GFlowNet(Ingredients(reward, config, LoraConfig(3, 6, ("q", "down", "head"), dropout=0.2), objective))
     optimizer = make_optimizer(OptimizerConfig(0.05, total_steps=20))
     rows = known.example_id.shape[0]
     constants = Constants(
@@ -67,7 +68,7 @@ def build(known=QUERIES, table=None, **changes):
 
 
 def step_of(algorithm, optimizer):
-    return make_step(algorithm, optimizer, algorithm.config.discovery_steps)
+    return make_step(algorithm, optimizer, algorithm.given.sampling.first_update)
 
 
 def to_host(tree):
@@ -135,7 +136,7 @@ def test_while_discovering_only_the_buffer_fills(run):
     first, second, third = states[:3]
     equal(second.trainable, first.trainable)
     equal(second.opt_state, first.opt_state)
-    assert (second.memory.priority > -np.inf).sum() > 0
+    assert (second.memory.buffer.priority > -np.inf).sum() > 0
     assert second.step == 1
     assert metrics[0]["gradient_norm"] > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), third.trainable, second.trainable)
@@ -146,7 +147,7 @@ def test_while_discovering_only_the_buffer_fills(run):
 
 def test_a_learnt_log_z_moves_for_the_queries_that_were_seen(run):
     _, _, states, _ = run
-    seen = (states[2].memory.priority > -np.inf).any(1) & ~(states[1].memory.priority > -np.inf).any(1)
+    seen = (states[2].memory.buffer.priority > -np.inf).any(1) & ~(states[1].memory.buffer.priority > -np.inf).any(1)
     changed = states[2].trainable.log_z != states[1].trainable.log_z
     assert changed.sum() == 4
     assert changed[seen[: len(changed)]].all()  # the buffer has room for more queries than there are
@@ -237,7 +238,7 @@ def test_eight_devices_make_the_step_of_one():
 def test_what_the_host_adds_is_part_of_the_reward():
     """Two halves with the host between them are the one step, its stored rewards raised by what the host says."""
     algorithm, optimizer, constants, state = build()
-    collect, update = make_step_halves(algorithm, optimizer, algorithm.config.discovery_steps)
+    collect, update = make_step_halves(algorithm, optimizer, algorithm.given.sampling.first_update)
     asked = []
 
     def host_reward(example_id, rollout):
@@ -247,10 +248,12 @@ def test_what_the_host_adds_is_part_of_the_reward():
     whole, _ = jax.jit(step_of(algorithm, optimizer))(state, constants)
     halves, _ = hosted_step(jax.jit(collect), host_reward, jax.jit(update))(state, constants)
     ((example_id, rollout),) = asked
-    assert len(example_id) == len(rollout.completion) == 4 * algorithm.config.fresh_samples
+    assert len(example_id) == len(rollout.completion) == 4 * algorithm.given.sampling.fresh_samples
     assert len(set(example_id.tolist())) == 4
-    filled = np.asarray(whole.memory.filled)
+    filled = np.asarray(whole.memory.buffer.filled)
     assert filled.any()
     np.testing.assert_allclose(
-        np.asarray(halves.memory.log_reward)[filled], np.asarray(whole.memory.log_reward)[filled] + 3.0, rtol=1e-6
+        np.asarray(halves.memory.buffer.log_reward)[filled],
+        np.asarray(whole.memory.buffer.log_reward)[filled] + 3.0,
+        rtol=1e-6,
     )
