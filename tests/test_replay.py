@@ -17,6 +17,7 @@
    run under both keys.
 """
 
+import functools
 import heapq
 import json
 from fractions import Fraction
@@ -37,7 +38,13 @@ HORIZON = 20
 ORDER_DEPENDENT = "two similar items, the first in heap-list order has a HIGHER reward than the new item"
 
 ADD = jax.jit(replay.add)
-SAMPLE = jax.jit(replay.sample, static_argnames=("num", "mode"))
+
+
+@functools.partial(jax.jit, static_argnames=("num", "mode"))
+def draw(buffer, key, ids, num, mode, temperature):
+    """Items by one mode alone, and which are real."""
+    found = replay.sample(buffer, key, ids, num, {mode: 1.0}, temperature)
+    return found.trajectory, found.row_mask
 
 
 def trajectories(rows, horizon=HORIZON, seed=0) -> Trajectory:
@@ -296,7 +303,7 @@ def test_released_sampling_probabilities(golden):
             ("uniform", "next_sentence_probability"),
         ):
             expected = [item[name] for item in case["items"]] + free * [0.0]
-            got = jax.nn.softmax(replay.sampling_logits(priority, mode, 1.0))
+            got = jax.nn.softmax(replay.sampling_logits(priority, jnp.zeros(len(priority), int), {mode: 1.0}))
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-12)
 
 
@@ -309,7 +316,7 @@ def test_sampling_probabilities_by_hand():
     priority = jnp.array([-2.0, -jnp.inf, -3.0])
     weights = np.exp([-2.0 / 0.5, -3.0 / 0.5])
     for mode, expected in (("reward", weights / weights.sum()), ("uniform", np.array([0.5, 0.5]))):
-        got = jax.nn.softmax(replay.sampling_logits(priority, mode, 0.5))
+        got = jax.nn.softmax(replay.sampling_logits(priority, jnp.zeros(3, int), {mode: 1.0}, 0.5))
         np.testing.assert_allclose(got, [expected[0], 0.0, expected[1]], rtol=1e-6)
 
 
@@ -321,7 +328,7 @@ def test_draws_follow_the_probabilities(mode, expected):
     buffer = replay.init(3, 5, HORIZON)
     buffer = ADD(buffer, jnp.array([0, 2]), trajectories(ITEMS + ITEMS), 0.25)
     num = 10_000
-    drawn, real = SAMPLE(buffer, jax.random.key(3), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
+    drawn, real = draw(buffer, jax.random.key(3), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
     assert real.all()
     first = np.asarray(drawn.rollout.completion[:, 0]).reshape(2, num)
     for row in first:
@@ -330,8 +337,8 @@ def test_draws_follow_the_probabilities(mode, expected):
         assert stats.chisquare(counts, num * np.array(expected)).pvalue > 1e-3
     agreement = (first[0] == first[1]).mean()  # queries draw independently
     assert abs(agreement - np.square(expected).sum()) < 0.02
-    again, _ = SAMPLE(buffer, jax.random.key(3), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
-    other, _ = SAMPLE(buffer, jax.random.key(4), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
+    again, _ = draw(buffer, jax.random.key(3), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
+    other, _ = draw(buffer, jax.random.key(4), jnp.array([2, 0]), num=num, mode=mode, temperature=1.0)
     np.testing.assert_array_equal(again.rollout.completion, drawn.rollout.completion)
     assert (np.asarray(other.rollout.completion) != np.asarray(drawn.rollout.completion)).any()
 
@@ -340,7 +347,7 @@ def test_what_is_drawn_is_what_was_added():
     """Rows of a query adjacent and whole; a query without items gives rows of zeros that are not real."""
     batch = trajectories(ITEMS)
     buffer = ADD(replay.init(2, 5, HORIZON), jnp.array([1]), batch, 0.25)
-    drawn, real = SAMPLE(buffer, jax.random.key(0), jnp.array([0, 1]), num=6, mode="reward", temperature=10.0)
+    drawn, real = draw(buffer, jax.random.key(0), jnp.array([0, 1]), num=6, mode="reward", temperature=10.0)
     np.testing.assert_array_equal(real, [False] * 6 + [True] * 6)
     assert all(not np.asarray(leaf)[:6].any() for leaf in jax.tree.leaves(drawn))
     source = [[tokens[0] for tokens, _ in ITEMS].index(first) for first in drawn.rollout.completion[6:, 0]]
@@ -383,7 +390,7 @@ def test_ids_tolerance_and_temperature_do_not_recompile():
     def step(buffer, key, ids, trajectory, tolerance, temperature):
         traced.append(tolerance)
         buffer = replay.add(buffer, ids, trajectory, tolerance)
-        return buffer, replay.sample(buffer, key, ids, 2, "reward", temperature)
+        return buffer, replay.sample(buffer, key, ids, 2, {"reward": 1.0}, temperature)
 
     buffer = replay.init(4, 5, HORIZON)
     for call, (ids, tolerance) in enumerate([([0, 1], 0.25), ([3, 2], 0.1), ([2, 0], 0.0)]):
@@ -398,5 +405,29 @@ def test_errors_say_what_is_wrong():
         replay.add(buffer, jnp.array([0, 1]), trajectories(ITEMS), 0.25)
     with pytest.raises(ValueError, match="20 columns and was offered 3 rows of 8 for 1 queries"):
         replay.add(buffer, jnp.array([0]), trajectories(ITEMS, horizon=8), 0.25)
-    with pytest.raises(ValueError, match="'best' is unknown; it is one of 'uniform', 'reward'"):
-        replay.sample(buffer, jax.random.key(0), jnp.array([0]), 2, "best")
+    with pytest.raises(ValueError, match=r"'best': 1.0\} are of unknown modes; there are reward, recency, uniform"):
+        replay.sample(buffer, jax.random.key(0), jnp.array([0]), 2, {"best": 1.0})
+
+
+def test_a_mixture_of_modes_draws_in_its_shares():
+    """Half by R^(1/T), half by age: the mixture of the two distributions, not of their logarithms."""
+    priority, drawn_at = jnp.array([-2.0, -jnp.inf, -3.0, -2.5]), jnp.array([0, 0, 7, -1])
+    shares = {"reward": 1.5, "recency": 0.5, "uniform": 0.0}
+    got = jax.nn.softmax(replay.sampling_logits(priority, drawn_at, shares, 0.5, now=9, recency_steps=3.0))
+    reward = np.exp([-4.0, -np.inf, -6.0, -5.0])
+    recent = np.exp([-3.0, -np.inf, -2 / 3, -10 / 3])
+    np.testing.assert_allclose(got, 0.75 * reward / reward.sum() + 0.25 * recent / recent.sum(), rtol=1e-5)
+
+
+def test_what_is_drawn_says_how_it_came_there():
+    """The chance of its choice, the step that drew it, and its log-probability then; of seeds nothing is known."""
+    batch = trajectories(ITEMS)
+    log_behavior = jnp.where(batch.rollout.action_mask, -0.25, 0.0)
+    batch = batch.replace(rollout=batch.rollout.replace(log_behavior=log_behavior))
+    buffer = replay.add(replay.init(2, 5, HORIZON), jnp.array([1]), batch, 0.0, 4)
+    buffer = replay.add(buffer, jnp.array([0]), trajectories(ITEMS[:1]), 0.0)
+    found = replay.sample(buffer, jax.random.key(0), jnp.array([1, 0]), 8, {"uniform": 1.0})
+    assert found.drawn_at.tolist() == 8 * [4] + 8 * [-1]
+    np.testing.assert_allclose(found.log_chosen, [*8 * [-np.log(3)], *8 * [0.0]], rtol=1e-6, atol=1e-6)
+    actions = found.trajectory.rollout.action_mask.sum(1)
+    np.testing.assert_allclose(found.log_behavior[:8], -0.25 * actions[:8])

@@ -1,5 +1,6 @@
 """Tiny models, prompts and environments that many tests share: shapes are as small as their point allows."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -47,6 +48,11 @@ def sampling_settings(**changes) -> Sampling:
         with config.unlocked():
             section[key] = value
     return read_sampling(config, GFLOWNET)
+
+
+def given_other(algorithm, **changes):
+    """The same algorithm, some of its ingredients being others."""
+    return dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, **changes))
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.4, dtype=jnp.float32):

@@ -7,12 +7,13 @@ what it trains beside the adapter (`init`), what a row weighs (`weights`) and th
 
 import abc
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax import replay as buffers
 from gfn_jax.algorithms.diagnostics import EffectiveSize, describe, describe_fit, describe_samples, of_rows
@@ -92,6 +93,10 @@ class OnPolicy(abc.ABC):
         """The policy."""
         return constants.base.adapted(trainable.lora)
 
+    def proposal(self, trainable: Any, constants: Constants) -> LanguageModel:
+        """What fresh rows are sampled from."""
+        return self.policy(trainable, constants)
+
     def collect(self, state: TrainState, constants: Constants, keys: Keys) -> Collected:
         """Fresh rows, and whatever `store` makes of them."""
         return self.store(state, constants, self.sample(state, constants, keys), keys)
@@ -100,14 +105,14 @@ class OnPolicy(abc.ABC):
         """Samples fresh rows of Q queries and scores their prefixes, micro-batch after micro-batch."""
         queries = self.select(constants, keys.select)
         queries = jax.tree.map(lambda x: x.reshape(self.given.sampling.micro_batches, -1, *x.shape[1:]), queries)
-        policy = self.policy(state.trainable, constants)
+        proposal = self.proposal(state.trainable, constants)
 
         def one(_: None, part: tuple[Array, Query]) -> tuple[None, Trajectory]:
             query = jax.tree.map(split_rows, self.spread(part[1]))
             own = keys.part(part[0])
             rows = query.example_id.shape[0] // self.given.copies * self.given.sampling.fresh_samples
             behavior = self.given.sampling.behavior(own.behavior, rows)
-            sampled = rollout(policy, query.prompt, constants.rules, behavior, own.sample)
+            sampled = rollout(proposal, query.prompt, constants.rules, behavior, own.sample)
             log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
             return None, Trajectory(sampled, log_reward)
 
@@ -140,7 +145,7 @@ class OnPolicy(abc.ABC):
         described = describe(fresh) | describe_samples(fresh, query.example_id.shape[0], temperature)
         return Batch.of(query, tempered), described
 
-    def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+    def weights(self, batch: Any) -> dict[str, Float[Array, ""]]:
         """How many rows there are."""
         return {"rows": batch.used.sum(dtype=jnp.float32)}
 
@@ -270,14 +275,15 @@ class OffPolicy(OnPolicy):
 
 def beside(first: Batch, second: Batch) -> Batch:
     """The rows of two batches of the same queries, those of one query adjacent, the first's before the second's."""
-    query, queries = first.query, first.query.example_id.shape[0]
-
-    def joined(*parts: Array) -> Array:
-        shape = parts[0].shape[1:]
-        return jnp.concatenate([x.reshape(queries, -1, *shape) for x in parts], axis=1).reshape(-1, *shape)
-
     rows = ((b.trajectory, b.row_mask, b.fresh, b.log_behavior, b.known) for b in (first, second))
-    return Batch(query, *jax.tree.map(joined, *rows))
+    join = functools.partial(joined, first.query.example_id.shape[0])
+    return Batch(first.query, *jax.tree.map(join, *rows))
+
+
+def joined(queries: int, *parts: Shaped[Array, "_ ..."]) -> Shaped[Array, "_ ..."]:
+    """The rows of several arrays, those of one query adjacent, the first's before the others'."""
+    shape = parts[0].shape[1:]
+    return jnp.concatenate([x.reshape(queries, -1, *shape) for x in parts], axis=1).reshape(-1, *shape)
 
 
 def totals(described: dict[str, Weighted]) -> dict[str, Float[Array, ""]]:

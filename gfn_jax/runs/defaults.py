@@ -61,6 +61,8 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "huber": ml_collections.config_dict.placeholder(float),
         "log_z_rate": 100.0,
     }
+    config.weighted_sft = {"proposal": "policy", "control_variate": True}
+    config.dpo = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
     config.optimizer = {
         "learning_rate": 1e-3,
         "warmup_steps": 10,

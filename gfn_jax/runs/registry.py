@@ -20,6 +20,8 @@ TASKS: dict[str, str] = {
 }
 ALGORITHMS: dict[str, str] = {
     "gflownet": "gfn_jax.algorithms.gflownet:ALGORITHM",
+    "weighted_sft": "gfn_jax.algorithms.weighted_sft:ALGORITHM",
+    "dpo": "gfn_jax.algorithms.dpo:ALGORITHM",
 }
 
 

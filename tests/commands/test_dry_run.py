@@ -1,9 +1,9 @@
-import dataclasses
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_worlds import given_other
 
 from gfn_jax import launch
 from gfn_jax.commands import dry_run, train
@@ -105,7 +105,7 @@ def test_remat_keeps_less():
     algorithm = parts.algorithm
     constants, state = initial(run, parts, LanguageModel(*load_model(model_folder("tiny-arithmetic"))))
     without = dry_run.kept_for_backward(algorithm, constants, state)
-    remat = dry_run.kept_for_backward(dataclasses.replace(algorithm, remat=True), constants, state)
+    remat = dry_run.kept_for_backward(given_other(algorithm, remat=True), constants, state)
     inputs = model.num_layers * (2 * 13 + 12 * 20) * model.width * 4
     assert inputs < remat < without / 3
     assert remat < real(constants.base)  # what was given does not count: the base alone is more

@@ -47,7 +47,7 @@ def build(config, workdir, command):
     return dataclasses.replace(run, finish=lambda trained: f"seed {config.seed}, rate {rate}, {trained.steps} steps")
 
 
-def program(config, workdir, command):
+def program(config, workdir, command, given):
     """Stands where `gfn_jax.runs.build.build` would."""
     from gfn_jax.training.loop import complete
 

@@ -11,6 +11,7 @@ from tiny_worlds import all_sequences, left_padded, query_of, sampling_settings,
 from gfn_jax import replay
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
+from gfn_jax.algorithms.on_task import Memory
 from gfn_jax.commands import train
 from gfn_jax.environments import NoTool
 from gfn_jax.models.checkpoint import load_model
@@ -72,8 +73,8 @@ def seeded(completions):
     trajectory = rewarded_seeds(
         Parts(Letters(), constants.queries, "gflownet", settings, reward, algorithm, None, None), constants, seeds
     )
-    buffer = algorithm.remember(replay.init(len(completions), 2, 3), seeds.example_id, trajectory)
-    return np.flatnonzero(np.asarray(buffer.filled).any(1)).tolist()
+    memory = algorithm.remember(Memory(replay.init(len(completions), 2, 3)), seeds.example_id, trajectory)
+    return np.flatnonzero(np.asarray(memory.buffer.filled).any(1)).tolist()
 
 
 def test_seeds_that_the_rules_refuse_are_counted_and_said(caplog):
