@@ -2,6 +2,8 @@
 
     distinct, first_token_entropy   collapse onto few completions, or onto few beginnings (RapTB, arXiv:2603.00454)
     length_bias                     the correlation of length and log R/T - log q: 0 where q is proportional to R^(1/T)
+    valid, invalid_reward           how many rows are right, and the share of the reward that wrong ones get: what a
+                                    policy that follows the reward will be wrong about (where the task can tell)
     log_z, ess                      the importance-sampled estimate of log Z, and how much of a sample carries it
     elbo                            the mean of log R/T - log q, which is log Z - KL(q || posterior)
 
@@ -136,6 +138,27 @@ def describe_samples(
         "first_token_entropy": of_rows(every, entropy),
         "log_z": of_rows(found, log_z),
         "ess": of_rows(found, ess),
+    }
+
+
+def describe_validity(
+    log_reward: Float[Array, " B"], valid: Bool[Array, " B"], used: Bool[Array, " B"], queries: int
+) -> dict[str, Weighted]:
+    """How many fresh rows are valid; and what share of a query's sampled R^(1/T), each distinct or not, is not theirs.
+
+    Args:
+        log_reward: log R/T in nats; the rows of one query adjacent.
+        valid: whether the task calls the completion right.
+        used: the rows that count.
+        queries: whose rows they are.
+    """
+    by_query = (x.reshape(queries, -1) for x in (log_reward, valid, used & jnp.isfinite(log_reward)))
+    level, right, counts = by_query
+    found = counts.any(axis=1)
+    share = jax.nn.softmax(jnp.where(found[:, None], jnp.where(counts, level, -jnp.inf), 0.0), axis=1)
+    return {
+        "valid": of_rows(used, valid.astype(jnp.float32)),
+        "invalid_reward": of_rows(found, jnp.where(right, 0.0, share).sum(axis=1)),
     }
 
 

@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Array, Bool
+
 from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.interfaces import Algorithm, Reward
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
+from gfn_jax.types import Query, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Ingredients:
             have as many: more than once where queries are fewer than the devices that share them. Nothing that is
             drawn depends on it, but for dropout on the prompt.
         steps: of the run.
+        valid: which completions of some queries are right, where the task knows (`Task.valid`); else None.
     """
 
     reward: Reward
@@ -33,6 +37,7 @@ class Ingredients:
     remat: bool = False
     copies: int = 1
     steps: int = 1
+    valid: Callable[[Query, Rollout], Bool[Array, " B"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

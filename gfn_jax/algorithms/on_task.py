@@ -16,7 +16,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax import replay as buffers
-from gfn_jax.algorithms.diagnostics import EffectiveSize, describe, describe_fit, describe_samples, of_rows
+from gfn_jax.algorithms.diagnostics import (
+    EffectiveSize,
+    describe,
+    describe_fit,
+    describe_samples,
+    describe_validity,
+    of_rows,
+)
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.sampling import ReplayConfig
 from gfn_jax.interfaces import Measure
@@ -143,7 +150,11 @@ class OnPolicy(abc.ABC):
         """One micro-batch's fresh rows, and what they are like."""
         tempered = Trajectory(fresh.rollout, fresh.log_reward / temperature)
         described = describe(fresh) | describe_samples(fresh, query.example_id.shape[0], temperature)
-        return Batch.of(query, tempered), described
+        batch = Batch.of(query, tempered)
+        if self.given.valid is not None:
+            valid = self.given.valid(query, fresh.rollout)
+            described |= describe_validity(batch.log_reward, valid, batch.used, query.example_id.shape[0])
+        return batch, described
 
     def weights(self, batch: Any) -> dict[str, Float[Array, ""]]:
         """How many rows there are."""

@@ -32,7 +32,7 @@ from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.runs.weights import load_base, place
 from gfn_jax.tasks.checking import check_positions
-from gfn_jax.tasks.task import SeededByBase, Task
+from gfn_jax.tasks.task import SeededByBase, Task, Validating
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
@@ -47,6 +47,10 @@ PROGRESS = {
     "loss": "loss {:.3g}",
     "log_reward": "log R {:.2f}",
     "reward_temperature": "T {:.2f}",
+    "valid": "valid {:.0%}",
+    "distinct": "distinct {:.0%}",
+    "first_token_entropy": "first token {:.2f} nats",
+    "length_bias": "length bias {:+.2f}",
     "buffer_coverage": "buffer {:.0%}",
 }
 _log = logging.getLogger("gfn_jax")
@@ -110,7 +114,7 @@ def build_policy(config: PolicyRun, workdir: pathlib.Path, command: str = "") ->
         best_metric=evaluator.best_metric,
         log_every=config.values.log_every,
         save_every=config.values.save_every,
-        describe_progress=functools.partial(describe_progress, evaluator),
+        describe_progress=functools.partial(describe_progress, evaluator, alarm_of(config.sampling)),
     )
 
 
@@ -150,8 +154,9 @@ def policy_parts(
     if config.objective is not None:
         check_first_tokens(config.objective, task)
     reward = build_reward(config.reward, task, model, tokenizer)
+    valid = task.valid if isinstance(task, Validating) else None
     given = Ingredients(
-        reward, sampling, config.lora, config.objective, config.model.remat, copies, config.values.steps
+        reward, sampling, config.lora, config.objective, config.model.remat, copies, config.values.steps, valid
     )
     algorithm = config.method.make(config.algorithm, given)
     host_reward = build_host_reward(config.reward, task, tokenizer)
@@ -295,11 +300,20 @@ def to_device(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def describe_progress(evaluator: Evaluator, metrics: Mapping[str, float], evaluated: Mapping[str, float]) -> str:
+def alarm_of(sampling: Sampling) -> float:
+    """The effective sample size of replayed rows, as a share of them, under which a line of progress says so."""
+    return sampling.replay.ess_alarm if sampling.replay else 0.0
+
+
+def describe_progress(
+    evaluator: Evaluator, alarm: float, metrics: Mapping[str, float], evaluated: Mapping[str, float]
+) -> str:
     """What a person wants to see of a step."""
     shown = []
     if metrics:
         shown = [written.format(metrics[name]) for name, written in PROGRESS.items() if name in metrics]
+        if metrics.get("replay_ess", 1.0) < alarm:
+            shown.append(f"STALE REPLAY: effective sample size {metrics['replay_ess']:.0%} < {alarm:.0%}")
     return "  ".join([*shown, evaluator.describe(evaluated)] if evaluated else shown)
 
 

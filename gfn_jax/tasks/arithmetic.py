@@ -10,11 +10,12 @@ import functools
 import re
 from typing import TYPE_CHECKING, Annotated
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator
+from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator, CalculatorState
 from gfn_jax.evaluation.arithmetic import ArithmeticEvaluator, EvaluationConfig
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
@@ -25,7 +26,7 @@ from gfn_jax.tasks.checking import check_positions, check_shots
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import allowed_ids, encode_after, pad_token
-from gfn_jax.types import Query, Seeds, Tokens
+from gfn_jax.types import Query, Rollout, Seeds, Tokens
 from gfn_jax.worlds.arithmetic_answers import is_correct_chain
 from gfn_jax.worlds.arithmetic_examples import ArithmeticExample
 
@@ -209,6 +210,28 @@ class Arithmetic:
     def grade(self, split: str, example: int, completion: str) -> bool:
         """Whether Z ends with the right result."""
         return self.answer(completion) == self.splits[split][example].answer
+
+    @functools.cached_property
+    def train_answers(self) -> Int[np.ndarray, " E"]:
+        """The right results of the training questions."""
+        return np.array([example.answer for example in self.splits["train"]], np.int32)
+
+    def valid(self, query: Query, rollout: Rollout) -> Bool[Array, " B"]:
+        """`grade` on the device: the last number, and the calculator's last result, are the right one."""
+        calculator = self.environment
+
+        def read(state: CalculatorState, column: tuple[Array, Array]) -> tuple[CalculatorState, None]:
+            token, written = column
+            after = calculator.step(state, token)
+            return jax.tree.map(lambda new, old: jnp.where(written, new, old), after, state), None
+
+        columns = (rollout.completion.T, rollout.token_mask.T)
+        state, _ = jax.lax.scan(read, calculator.init(len(rollout.completion)), columns)
+        answers = jnp.asarray(self.train_answers)[query.example_id]
+        answers = jnp.repeat(answers, len(rollout.completion) // len(answers))
+        last = state.sign * state.magnitude
+        called = state.result - calculator.max_abs_value
+        return (last == answers) & (called == answers) & state.ends_in_digit & rollout.stop.any(axis=1)
 
     def is_right_chain(self, split: str, example: int, completion: str) -> bool:
         """Whether every step of Z is the right one, not only its last number."""

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, RandomNumbersEvaluator
@@ -305,6 +305,13 @@ class RandomNumbers:
         """The logarithm of p on the spellings of numbers, the penalty elsewhere; the base has no say in it."""
         del model
         return NumberReward(self.speller, self.config.penalty)
+
+    def valid(self, query: Query, rollout: Rollout) -> Bool[Array, " B"]:
+        """Whether Z is a number of the support."""
+        del query
+        states = self.speller.states(rollout.completion)
+        number = ~jnp.isnan(self.speller.log_reward[states])
+        return jnp.where(rollout.stop, number, False).any(axis=1)
 
     def constraint(self, training: bool = True) -> Constraint:
         """The lengths; the vocabulary is free unless `digits_only`. Training and test are alike."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
 from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.interfaces import Environment, Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint
-from gfn_jax.types import Query, Seeds
+from gfn_jax.types import Query, Rollout, Seeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,6 +51,14 @@ class SeededByBase(Protocol):
 
     def prompted_seeds(self, base: LanguageModel, key: jax.Array) -> Seeds:
         """E queries' seeds, the rows of one query adjacent: [E] ids, [E * N, T] completions. Pure in `base`."""
+
+
+@runtime_checkable
+class Validating(Protocol):
+    """A task that knows on the device which completions are what they should be: not how likely, but whether right."""
+
+    def valid(self, query: Query, rollout: Rollout) -> Bool[Array, " B"]:
+        """Of B = Q * N completions, rows of one training query adjacent. Pure and jittable."""
 
 
 @dataclasses.dataclass(frozen=True)
