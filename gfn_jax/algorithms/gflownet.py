@@ -2,7 +2,8 @@
 
 Each query gets N rows a step: N - R fresh ones, each from the policy itself, the policy at a temperature drawn
 from an interval, or the policy mixed with a uniform; and R from the replay buffer. On all of them the objective's terms
-are minimised (`objectives.mixture`); where they vanish q is proportional to R^(1/T).
+are minimised (`objectives.mixture`); where they vanish q is proportional to R^(1/T). The last `smoothing_steps` of a
+run imitate the replayed rows instead.
 """
 
 import dataclasses
@@ -10,22 +11,35 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from gfn_jax.algorithms import log_z as log_zs
+from gfn_jax.algorithms.diagnostics import Norm
 from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.on_task import Batch, Memory, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.models.lora import Lora
+from gfn_jax.objectives.likelihood import completions
 from gfn_jax.objectives.mixture import Objective
+from gfn_jax.objectives.subtb import ratio
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.types import Collected, Keys, PolicyScores, Sampled, TrainState, Weighted
 
 
 @struct.dataclass
 class Trainable:
-    """What the optimizer moves: the adapter and, for TB, log Z of every query (scaled by 1 / log_z_rate)."""
+    """What the optimizer moves: the adapter, and what is learnt of log Z (scaled by 1 / log_z_rate)."""
 
     lora: Lora
-    log_z: Float[Array, " E"] | None
+    log_z: log_zs.LogZ
+
+
+@struct.dataclass
+class OfStep:
+    """What a batch takes along: each row's frozen log Z, if it is frozen, and whether this step imitates."""
+
+    log_z: Float[Array, " B"] | None
+    smoothing: Bool[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +53,26 @@ class GFlowNet(OffPolicy):
         return self.given.objective
 
     def init(self, key: jax.Array, constants: Constants) -> tuple[Trainable, Memory]:
-        """A fresh adapter (the policy starts as the base) and an empty buffer."""
-        learns_log_z = any(name == "tb" for name, _ in self.objective.terms)
-        log_z = jnp.zeros((len(constants.queries.example_id),)) if learns_log_z else None
-        return Trainable(self.new_lora(key, constants), log_z), Memory(self.new_buffer(constants))
+        """A fresh adapter (the policy starts as the base), log Z, and an empty buffer."""
+        log_z = log_zs.trained(self.objective, jax.random.fold_in(key, 1), constants)
+        frozen = log_zs.remembered(self, self.objective, jax.random.fold_in(key, 2), constants)
+        return Trainable(self.new_lora(key, constants), log_z), Memory(self.new_buffer(constants), frozen)
+
+    def store(self, state: TrainState, constants: Constants, sampled: Sampled, keys: Keys) -> Collected:
+        """As every algorithm with a buffer; its batches know what of this step the loss depends on."""
+        collected, frozen = super().store(state, constants, sampled, keys), state.memory.own
+        if frozen is None and not self.objective.smoothing_steps:
+            return collected
+        queries = collected.batches.query.example_id
+        log_z = None if frozen is None else jnp.repeat(frozen[queries], self.given.sampling.samples, axis=1)
+        smoothing = state.step >= self.given.steps - self.objective.smoothing_steps
+        own = OfStep(log_z, jnp.broadcast_to(smoothing, queries.shape[:1]))
+        return dataclasses.replace(collected, batches=dataclasses.replace(collected.batches, own=own))
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """The objective's normalisers on these rows."""
-        return self.objective.weights(batch.trajectory.rollout, batch.row_mask)
+        """The normalisers on these rows, of the objective and of imitation."""
+        replayed = (batch.used & ~batch.fresh).sum(dtype=jnp.float32)
+        return {**self.objective.weights(batch.trajectory, 1.0, batch.row_mask), "smoothing": replayed}
 
     def loss(
         self,
@@ -56,15 +82,49 @@ class GFlowNet(OffPolicy):
         weights: dict[str, Float[Array, ""]],
         key: jax.Array,
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
-        """This micro-batch's share of the loss, and each term of it."""
-        scores, _ = self.score(trainable, constants, batch, key)
-        log_z = None
-        if trainable.log_z is not None:
-            each = jnp.repeat(trainable.log_z[batch.query.example_id], self.given.sampling.samples)
-            log_z = each * self.objective.log_z_rate
-        measured = self.objective.measure(batch.trajectory, scores, 1.0, batch.row_mask, log_z)
-        terms = {f"loss_{name}": term for name, term in measured.items()}
-        return self.objective.loss(measured, weights), {**terms, **self.diagnose(batch, scores)}
+        """This micro-batch's share of the loss; each term of it and, where there are several, its gradient."""
+        scores, hidden = self.score(trainable, constants, batch, key)
+        log_z = self.log_z(trainable, batch, hidden)
+        measured = self.measure(batch, scores, log_z)
+        loss, said = self.objective.loss(measured, weights), self.diagnose(batch, scores)
+        if len(measured) > 1:
+            said |= self.gradients(batch, scores, log_z, weights)
+        if self.objective.smoothing_steps and batch.own is not None:
+            actions = batch.trajectory.rollout.action_mask
+            imitated = completions(scores.log_pf, actions, batch.used & ~batch.fresh)
+            loss = jnp.where(batch.own.smoothing, ratio(imitated.total, weights["smoothing"]), loss)
+            said["loss_smoothing"] = imitated
+        return loss, {**{f"loss_{name}": term for name, term in measured.items()}, **said}
+
+    def log_z(self, trainable: Trainable, batch: Batch, hidden: Float[Array, "B T E"]) -> Float[Array, " B"] | None:
+        """Of each row's query, in nats."""
+        if trainable.log_z is None:
+            return None if batch.own is None else batch.own.log_z
+        if isinstance(trainable.log_z, log_zs.Head):
+            return trainable.log_z(hidden[:, 0]) * self.objective.log_z_rate
+        each = jnp.repeat(trainable.log_z[batch.query.example_id], self.given.sampling.samples)
+        return each * self.objective.log_z_rate
+
+    def measure(self, batch: Batch, scores: PolicyScores, log_z: Float[Array, " B"] | None) -> dict[str, Weighted]:
+        """Each term of the objective on these rows."""
+        known = (batch.log_behavior, batch.known)
+        return self.objective.measure(batch.trajectory, scores, 1.0, batch.row_mask, log_z, *known)
+
+    def gradients(
+        self, batch: Batch, scores: PolicyScores, log_z: Float[Array, " B"] | None, weights: dict[str, Float[Array, ""]]
+    ) -> dict[str, Measure]:
+        """`gradient_*`: the Euclidean norm of the gradient of coefficient x term by all log_pf and log_pterm.
+
+        How hard each term pulls at the policy's scores (1 / nats of them): no pass through the model is needed, and
+        what the model makes of it, or of two terms that pull apart, is not in it.
+        """
+        scores, log_z = jax.lax.stop_gradient((scores, log_z))
+        shares, pull = jax.vjp(lambda s: self.objective.shares(self.measure(batch, s, log_z), weights), scores)
+        found: dict[str, Measure] = {}
+        for name in shares:
+            (by_score,) = pull({other: jnp.full_like(x, other == name) for other, x in shares.items()})
+            found[f"gradient_{name}"] = Norm(jnp.sum(by_score.log_pf**2) + jnp.sum(by_score.log_pterm**2))
+        return found
 
 
 ALGORITHM = AlgorithmEntry(make=lambda config, given: GFlowNet(given), off_policy=True, objective=True)

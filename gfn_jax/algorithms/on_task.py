@@ -52,6 +52,7 @@ class Batch:
         fresh: the rows that were sampled in this step.
         log_behavior: log-probability (nats) of the completion under the policy that drew it.
         known: whether that is known: of what somebody else wrote it is not.
+        own: whatever else the algorithm's loss needs of the step, or None.
     """
 
     query: Query
@@ -60,6 +61,7 @@ class Batch:
     fresh: Bool[Array, " B"]
     log_behavior: Float[Array, " B"]
     known: Bool[Array, " B"]
+    own: PyTree = None
 
     @classmethod
     def of(cls, query: Query, tempered: Trajectory) -> "Batch":

@@ -1,4 +1,4 @@
-"""Maximum likelihood: the mean negative log-probability, in nats, of the next token."""
+"""Maximum likelihood: negative log-probabilities in nats, of the next token or of whole completions."""
 
 import jax
 import jax.numpy as jnp
@@ -18,3 +18,15 @@ def next_token(logits: Float[Array, "B S V"], ids: Int[Array, "B S"], mask: Bool
     log_probs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
     chosen = jnp.take_along_axis(log_probs, ids[:, 1:, None], axis=-1)[..., 0]
     return Weighted(total=-jnp.where(mask[:, 1:], chosen, 0.0).sum(), weight=mask[:, 1:].sum(dtype=jnp.float32))
+
+
+def completions(log_pf: Float[Array, "B T"], action_mask: Bool[Array, "B T"], row_mask: Bool[Array, " B"]) -> Weighted:
+    """Sums -log q(Z) over the rows that `row_mask` keeps; weight: their number.
+
+    Args:
+        log_pf: log q of every action, the stop included.
+        action_mask: what the policy chose.
+        row_mask: which completions to imitate.
+    """
+    log_q = jnp.where(action_mask & row_mask[:, None], log_pf, 0.0)
+    return Weighted(total=-log_q.sum(), weight=row_mask.sum(dtype=log_pf.dtype))

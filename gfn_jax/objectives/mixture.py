@@ -2,7 +2,7 @@
 
     loss = sum_name coefficient_name * total_name / weight_name
 
-over the whole batch. The weights depend on masks alone, so the step asks for the full batch's first
+over the whole batch. The weights depend on masks and rewards alone, so the step asks for the full batch's first
 (`weights`) and then adds up the gradients of `loss(measure(micro-batch), weights)`: micro-batches and devices
 change nothing.
 """
@@ -10,12 +10,18 @@ change nothing.
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from gfn_jax.objectives import subtb, trajectory
+from gfn_jax.objectives import prefixes, subtb, trajectory
 from gfn_jax.types import PolicyScores, Rollout, Trajectory, Weighted
+
+LOG_Z = ("learnt", "amortised", "frozen")
+WHOLE = ("tb", "flowrl", "vargrad", "contrastive", "raptb")  # terms that train every token, wherever Z may stop
+OF_LOG_Z = ("tb", "flowrl", "raptb")
+OF_PAIRS = ("vargrad", "contrastive")
 
 
 @struct.dataclass
@@ -28,7 +34,10 @@ class Balance:
         terminal_potential: u_n in nats.
         finished: the row stopped of itself.
         row_mask: False drops a row, whatever its arrays hold.
-        log_z: the learnt log Z of each row's query in nats; only TB reads it.
+        log_z: log Z of each row's query in nats; None where no term reads it.
+        rollout, scores: what the potentials were computed from, for what is no function of them.
+        log_reward: log R/T of each completion in nats; 0 where it did not stop.
+        log_ratio: log of q now / q behaviour of each completion, without gradient; 0 where that is unknown.
     """
 
     potential: Float[Array, "B T"]
@@ -37,6 +46,10 @@ class Balance:
     finished: Bool[Array, " B"]
     row_mask: Bool[Array, " B"]
     log_z: Float[Array, " B"] | None
+    rollout: Rollout
+    scores: PolicyScores
+    log_reward: Float[Array, " B"]
+    log_ratio: Float[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +58,19 @@ class Objective:
 
     Attributes:
         terms: (name in `OBJECTIVES`, coefficient) pairs.
-        normalization: what SubTB, DB and the full pair are divided by, one of `subtb.NORMALIZATIONS`. TB and
-            VarGrad have one residual a trajectory and their own weight (finished rows; degrees of freedom).
+        normalization: what SubTB, DB, the full pair and RapTB are divided by, one of `subtb.NORMALIZATIONS`. The
+            others have their own weight (finished rows; VarGrad's degrees of freedom; pairs).
         subtb_lambda: SubTB's discount a terminable state.
+        window: SubTB's largest distance of a pair in terminable states; None for all pairs.
         huber: the residual (nats) from which every penalty is linear; None for squares.
         samples_per_query: N; rows of one query are adjacent.
-        log_z_rate: learning rate of TB's log Z, as a multiple of the adapter's.
+        log_z: what log Z of TB, FlowRL and RapTB is: a parameter a query (`learnt`), a head on what the policy makes
+            of the prompt (`amortised`), or an estimate from before training (`frozen`).
+        log_z_rate: learning rate of log Z, as a multiple of the adapter's.
+        log_z_samples: of the base, a query, that a frozen log Z is estimated from.
+        ratio_clip: how far FlowRL's importance weights may be from 1.
+        contrastive_margin: pairs whose log R/T differ by less (nats) are no pairs of the contrastive term; 0 keeps all.
+        smoothing_steps: at the end of the run, that imitate rows of the buffer instead (Lee et al., arXiv:2405.18540).
 
     Raises:
         ValueError: an unknown name or a value out of range.
@@ -61,7 +81,13 @@ class Objective:
     subtb_lambda: float = 1.0
     huber: float | None = None
     samples_per_query: int = 1
+    window: int | None = None
+    log_z: str = "learnt"
     log_z_rate: float = 100.0
+    log_z_samples: int = 64
+    ratio_clip: float = 0.2
+    contrastive_margin: float = 0.0
+    smoothing_steps: int = 0
 
     def __post_init__(self):
         names = [name for name, _ in self.terms]
@@ -77,8 +103,28 @@ class Objective:
             raise ValueError(f"subtb_lambda is {self.subtb_lambda}; it must be at least 0")
         if self.huber is not None and self.huber <= 0:
             raise ValueError(f"huber is {self.huber}; it must be positive, or None for squares")
-        if "vargrad" in names and self.samples_per_query < 2:
-            raise ValueError(f"vargrad needs 2 samples a query or more; samples_per_query is {self.samples_per_query}")
+        for name in names:
+            if name in OF_PAIRS and self.samples_per_query < 2:
+                raise ValueError(
+                    f"{name} needs 2 samples a query or more; samples_per_query is {self.samples_per_query}"
+                )
+        if self.log_z not in LOG_Z:
+            raise ValueError(f"log_z is {self.log_z!r}; it is one of {', '.join(LOG_Z)}")
+        if self.log_z == "frozen" and "flowrl" in names:
+            raise ValueError(
+                "log_z is 'frozen', an estimate of log sum R, which is not what flowrl's log Z converges to"
+            )
+        for name, least in (("log_z_samples", 1), ("window", 1), ("contrastive_margin", 0), ("smoothing_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= self.ratio_clip <= 1:
+            raise ValueError(f"ratio_clip is {self.ratio_clip}; it must be from 0 to 1")
+
+    @property
+    def needs_log_z(self) -> bool:
+        """Whether a term reads log Z."""
+        return any(name in OF_LOG_Z for name, _ in self.terms)
 
     def measure(
         self,
@@ -87,31 +133,54 @@ class Objective:
         reward_temperature: Float[Array, ""] | float,
         row_mask: Bool[Array, " B"],
         log_z: Float[Array, " B"] | None = None,
+        log_behavior: Float[Array, " B"] | None = None,
+        known: Bool[Array, " B"] | None = None,
     ) -> dict[str, Weighted]:
-        """Each term's sum and weight on these rows (whole queries where VarGrad is among the terms).
+        """Each term's sum and weight on these rows (whole queries where terms compare the rows of one).
+
+        Args:
+            trajectory: the rows.
+            scores: of the policy.
+            reward_temperature: T.
+            row_mask: False drops a row.
+            log_z: of each row's query in nats, for `OF_LOG_Z`.
+            log_behavior: log q (nats) of each completion under the policy that drew it, for FlowRL; None: unknown.
+            known: of which rows it is.
 
         Raises:
-            ValueError: TB is among the terms and `log_z` is None.
+            ValueError: a term reads log Z and `log_z` is None.
         """
         rollout = trajectory.rollout
         states, actions = rollout.state_mask, rollout.action_mask
         flow = subtb.log_flow(trajectory.log_reward, scores.log_pterm, reward_temperature, states)
         u = subtb.potential(flow, scores.log_pf, actions, states)
         u_n, finished = subtb.terminal_potential(u, states, actions, rollout.token_mask)
-        balance = Balance(u, states, u_n, finished, row_mask, log_z)
+        stop = rollout.stop & states & row_mask[:, None]
+        log_reward = jnp.where(stop, trajectory.log_reward, 0).sum(axis=1) / reward_temperature
+        log_ratio = jnp.zeros(u_n.shape, u_n.dtype)
+        if log_behavior is not None and known is not None:
+            log_q = jax.lax.stop_gradient(jnp.where(actions, scores.log_pf, 0).sum(axis=1))
+            log_ratio = jnp.where(known, log_q - log_behavior, 0)
+        balance = Balance(u, states, u_n, finished, row_mask, log_z, rollout, scores, log_reward, log_ratio)
         return {name: OBJECTIVES[name](self, balance) for name, _ in self.terms}
 
-    def weights(self, rollout: Rollout, row_mask: Bool[Array, " B"]) -> dict[str, Float[Array, ""]]:
-        """Each term's weight on these rows, before any score or reward is known."""
-        zeros = jnp.zeros(rollout.state_mask.shape)
-        blank = Trajectory(rollout=rollout, log_reward=zeros)
-        measured = self.measure(blank, PolicyScores(zeros, zeros), jnp.ones(()), row_mask, zeros[:, 0])
+    def weights(
+        self, trajectory: Trajectory, reward_temperature: Float[Array, ""] | float, row_mask: Bool[Array, " B"]
+    ) -> dict[str, Float[Array, ""]]:
+        """Each term's weight on these rows, before any score is known."""
+        zeros = jnp.zeros(trajectory.rollout.state_mask.shape)
+        measured = self.measure(trajectory, PolicyScores(zeros, zeros), reward_temperature, row_mask, zeros[:, 0])
         return {name: term.weight for name, term in measured.items()}
 
     def loss(self, measured: Mapping[str, Weighted], weights: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
         """The sum of coefficient x total / weight, `weights` being the full batch's; weight 0 adds 0."""
-        parts = [c * subtb.ratio(measured[name].total, weights[name]) for name, c in self.terms]
-        return jnp.sum(jnp.stack(parts))
+        return jnp.sum(jnp.stack(list(self.shares(measured, weights).values())))
+
+    def shares(
+        self, measured: Mapping[str, Weighted], weights: Mapping[str, Float[Array, ""]]
+    ) -> dict[str, Float[Array, ""]]:
+        """What each term adds to the loss."""
+        return {name: c * subtb.ratio(measured[name].total, weights[name]) for name, c in self.terms}
 
 
 def _subtb(objective: Objective, balance: Balance) -> Weighted:
@@ -121,6 +190,7 @@ def _subtb(objective: Objective, balance: Balance) -> Weighted:
         balance.row_mask,
         normalization=objective.normalization,
         subtb_lambda=objective.subtb_lambda,
+        window=objective.window,
         huber=objective.huber,
     )
 
@@ -134,15 +204,51 @@ def _pairs(pairs: Callable[..., Weighted]) -> Callable[[Objective, Balance], Wei
 
 
 def _tb(objective: Objective, balance: Balance) -> Weighted:
-    if balance.log_z is None:
-        raise ValueError("the tb objective needs log_z, the learnt log Z of each row's query")
-    rows = (balance.terminal_potential, balance.finished, balance.row_mask)
-    return trajectory.tb(*rows, balance.log_z, huber=objective.huber)
+    return trajectory.tb(*_rows(balance), _log_z(balance), huber=objective.huber)
+
+
+def _flowrl(objective: Objective, balance: Balance) -> Weighted:
+    actions = jnp.sum(balance.rollout.action_mask, axis=1, dtype=balance.terminal_potential.dtype)
+    given = (*_rows(balance), _log_z(balance), actions, balance.log_ratio)
+    return trajectory.flowrl(*given, ratio_clip=objective.ratio_clip, huber=objective.huber)
 
 
 def _vargrad(objective: Objective, balance: Balance) -> Weighted:
-    rows = (balance.terminal_potential, balance.finished, balance.row_mask)
-    return trajectory.vargrad(*rows, samples_per_query=objective.samples_per_query, huber=objective.huber)
+    return trajectory.vargrad(*_rows(balance), samples_per_query=objective.samples_per_query, huber=objective.huber)
+
+
+def _contrastive(objective: Objective, balance: Balance) -> Weighted:
+    return trajectory.contrastive(
+        *_rows(balance),
+        balance.log_reward,
+        samples_per_query=objective.samples_per_query,
+        margin=objective.contrastive_margin,
+        huber=objective.huber,
+    )
+
+
+def _raptb(objective: Objective, balance: Balance) -> Weighted:
+    rollout = balance.rollout
+    return prefixes.raptb(
+        *_rows(balance),
+        _log_z(balance),
+        balance.scores.log_pf,
+        rollout.action_mask,
+        jnp.where(rollout.token_mask, rollout.completion, -1),
+        samples_per_query=objective.samples_per_query,
+        normalization=objective.normalization,
+        huber=objective.huber,
+    )
+
+
+def _rows(balance: Balance) -> tuple[Float[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]:
+    return balance.terminal_potential, balance.finished, balance.row_mask
+
+
+def _log_z(balance: Balance) -> Float[Array, " B"]:
+    if balance.log_z is None:
+        raise ValueError(f"{', '.join(OF_LOG_Z)} need log_z, the log Z of each row's query")
+    return balance.log_z
 
 
 OBJECTIVES: dict[str, Callable[[Objective, Balance], Weighted]] = {
@@ -150,5 +256,8 @@ OBJECTIVES: dict[str, Callable[[Objective, Balance], Weighted]] = {
     "db": _pairs(subtb.db),
     "full_pair": _pairs(subtb.full_pair),
     "tb": _tb,
+    "flowrl": _flowrl,
     "vargrad": _vargrad,
+    "contrastive": _contrastive,
+    "raptb": _raptb,
 }

@@ -10,10 +10,11 @@ same in every state: then u = log Z. The objectives are weightings of the same p
 
     SubTB(lambda)  sum_{i<j} lambda^(j-i-1) (u_i - u_j)^2, where j - i counts *terminable* states: tokens a
                    tool wrote and states that may not stop are stepped over, they do not discount.
+    window w       its pairs of at most w terminable states' distance alone; at w = 1 it is DB.
     DB             the pairs of neighbours: lambda = 0.
     full pair      first and last state: trajectory balance with log Z read off the first state.
 
-TB and VarGrad compare whole trajectories: `objectives/trajectory.py`.
+Whole trajectories are compared in `objectives/trajectory.py`, prefixes in `objectives/prefixes.py`.
 
 Optionally a Huber penalty replaces the square. Every function returns a sum and its weight, to be added over
 micro-batches and devices before one is divided by the other; the weight is a function of the masks alone.
@@ -80,9 +81,10 @@ def subtb(
     *,
     normalization: str,
     subtb_lambda: float = 1.0,
+    window: int | None = None,
     huber: float | None = None,
 ) -> Weighted:
-    """SubTB(lambda) over all pairs of terminable states.
+    """SubTB(lambda) over all pairs of terminable states, or those that are close.
 
     Args:
         potential: u_t in nats, read only under `state_mask`.
@@ -90,16 +92,19 @@ def subtb(
         row_mask: False drops a row (an empty replay slot).
         normalization: one of `NORMALIZATIONS`.
         subtb_lambda: the discount a terminable state, static, >= 0; 0 ** 0 = 1.
+        window: the largest j - i, static, >= 1; None for all pairs.
         huber: |u_i - u_j| from which the penalty is linear, in nats, static; None for the plain square.
 
     Returns:
         The penalties' sum and the weight to divide it by (0 where no row has a pair; so is the sum then).
     """
     alive = state_mask & row_mask[:, None]
-    if subtb_lambda == 1 and huber is None:
+    if subtb_lambda == 1 and huber is None and window is None:
         sums = all_pairs(potential, alive)
     else:
-        sums = pair_sums(potential, discounts(pair_gaps(alive), subtb_lambda, potential.dtype), huber)
+        gap = pair_gaps(alive)
+        gap = gap if window is None else jnp.where(gap <= window, gap, 0)
+        sums = pair_sums(potential, discounts(gap, subtb_lambda, potential.dtype), huber)
     return normalize(sums, row_mask, normalization)
 
 

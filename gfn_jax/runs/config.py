@@ -20,6 +20,7 @@ from gfn_jax.algorithms.sampling import ExplorationConfig, ReplayConfig, Samplin
 from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
+from gfn_jax.objectives.mixture import OF_PAIRS
 from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry, blamed, task_entry
 from gfn_jax.runs.rewards import RewardConfig
 from gfn_jax.sections import (
@@ -30,6 +31,7 @@ from gfn_jax.sections import (
     Positive,
     Range,
     RunConfig,
+    Share,
     check,
     check_secrets,
     checked,
@@ -66,14 +68,20 @@ class ObjectiveConfig:
 
     Attributes:
         terms: name -> coefficient; 0 leaves a term out.
-        normalization, subtb_lambda, huber, log_z_rate: as there.
+        normalization, and what follows: as there.
     """
 
     terms: Mapping[str, Nonnegative]
     normalization: Literal["paper_sum", "released_mean", "row_mean"]
     subtb_lambda: Annotated[float, Range(0, 2)]
+    window: Count | None
     huber: Positive | None
+    log_z: Literal["learnt", "amortised", "frozen"]
     log_z_rate: Positive
+    log_z_samples: Count
+    ratio_clip: Share
+    contrastive_margin: Nonnegative
+    smoothing_steps: Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +276,7 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         method=method,
         algorithm=section(method.config, config, method.section) if method.config and method.section else None,
         sampling=sampling,
-        objective=read_objective(config, sampling.samples) if method.objective else None,
+        objective=read_objective(config, sampling, learning) if method.objective else None,
         optimizer=section(OptimizerConfig, config, "optimizer", total_steps=learning),
         reward=section(RewardConfig, config, "reward"),
         entry=entry,
@@ -309,11 +317,18 @@ def read_sampling(config: ml_collections.ConfigDict, method: AlgorithmEntry) -> 
     return Sampling(budget, exploration, replay)
 
 
-def read_objective(config: ml_collections.ConfigDict, samples: int) -> Objective:
-    """The objective, for N samples a query."""
-    values = section(ObjectiveConfig, config, "objective")
-    if values.terms.get("vargrad") and samples < 2:
-        raise ValueError(f"sampling.samples is {samples}; objective.terms.vargrad needs 2 or more")
+def read_objective(config: ml_collections.ConfigDict, sampling: Sampling, steps: int) -> Objective:
+    """The objective, for what a step samples, and so many steps that learn."""
+    values, samples = section(ObjectiveConfig, config, "objective"), sampling.samples
+    for name in OF_PAIRS:
+        if values.terms.get(name) and samples < 2:
+            raise ValueError(f"sampling.samples is {samples}; objective.terms.{name} needs 2 or more")
+    if values.terms.get("flowrl") and any(values.terms.get(name) for name in ("tb", "raptb")):
+        raise ValueError("objective.terms.flowrl has another log Z than tb and raptb, and there is only one: choose")
+    if values.smoothing_steps and not sampling.replayed_samples:
+        raise ValueError(f"objective.smoothing_steps is {values.smoothing_steps}; it needs replay.samples above 0")
+    if values.smoothing_steps > steps:
+        raise ValueError(f"objective.smoothing_steps is {values.smoothing_steps}; {steps} steps learn at all")
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
     rest = {name: value for name, value in vars(values).items() if name != "terms"}
     return Objective(terms, samples_per_query=samples, **rest)

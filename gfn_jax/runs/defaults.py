@@ -55,11 +55,25 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "ess_alarm": 0.0,
     }
     config.objective = {
-        "terms": {"subtb": 1.0, "db": 0.0, "tb": 0.0, "vargrad": 0.0},
+        "terms": {
+            "subtb": 1.0,
+            "db": 0.0,
+            "tb": 0.0,
+            "flowrl": 0.0,
+            "vargrad": 0.0,
+            "contrastive": 0.0,
+            "raptb": 0.0,
+        },
         "normalization": "released_mean",
         "subtb_lambda": 1.0,
+        "window": ml_collections.config_dict.placeholder(int),
         "huber": ml_collections.config_dict.placeholder(float),
+        "log_z": "learnt",
         "log_z_rate": 100.0,
+        "log_z_samples": 64,
+        "ratio_clip": 0.2,
+        "contrastive_margin": 0.0,
+        "smoothing_steps": 0,
     }
     config.weighted_sft = {"proposal": "policy", "control_variate": True}
     config.dpo = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}

@@ -25,6 +25,7 @@ from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
+from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.runs.config import PolicyRun
@@ -162,6 +163,8 @@ def policy_parts(
     host_reward = build_host_reward(config.reward, task, tokenizer)
     if host_reward is not None and not isinstance(algorithm, Interruptible):
         raise ValueError(f"reward.function is asked between two halves of a step; {name} has no such halves")
+    if host_reward is not None and config.objective and config.objective.log_z == "frozen":
+        raise ValueError("objective.log_z is 'frozen', estimated on the device, where reward.function has no say")
     optimizer = make_optimizer(config.optimizer)
     return Parts(task, queries, name, sampling, reward, algorithm, optimizer, host_reward)
 
@@ -284,13 +287,13 @@ def check_first_tokens(objective: Objective, task: Task) -> None:
     """Raises ValueError where nothing would train the first tokens.
 
     SubTB and DB compare states that may stop. What a completion chose before the first of them cancels out of every
-    pair; only TB and VarGrad compare whole completions.
+    pair; only terms in `WHOLE` look at whole completions.
     """
     minimum, environment = task.constraint().min_length, task.environment
     stops_at_once = minimum == 0 and bool(environment.may_stop(environment.init(1))[0])
-    if not stops_at_once and not {"tb", "vargrad"} & {name for name, _ in objective.terms}:
+    if not stops_at_once and not any(name in WHOLE for name, _ in objective.terms):
         raise ValueError(
-            f"objective.terms has neither tb nor vargrad, and Z may not stop at once (min_length {minimum}, or the "
+            f"objective.terms has none of {', '.join(WHOLE)}, and Z may not stop at once (min_length {minimum}, or the "
             "environment): nothing would train its first tokens"
         )
 

@@ -47,7 +47,7 @@ LORA_RULES: Rules = (
     (r"\blayers/(o|down)/b$", P(None, None, "fsdp")),
     (r"\bhead/a$", P("fsdp", None)),
     (r"\bhead/b$", P(None, "tensor")),
-    (r"\blog_z$", P()),
+    (r"\blog_z(/\w+)?$", P()),
 )
 # What an algorithm remembers (a replay buffer) has the table of queries for its leading axis: it grows with the data.
 MEMORY_RULES: Rules = ((r"^memory/", P(ROWS)),)

@@ -1,0 +1,120 @@
+"""Log Z of a query in nats, for the objectives that read it (`Objective.log_z`).
+
+    learnt      a parameter a query: exact where it is trained, nothing for a query that never was
+    amortised   a head on the policy's hidden state at the prompt's end (`Head`): any prompt has a log Z
+    frozen      estimated once, before training, and kept (DISA, arXiv:2605.17295; `estimated`)
+
+What is learnt moves `Objective.log_z_rate` times as fast as the adapter.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from gfn_jax import replay as buffers
+from gfn_jax.algorithms.on_task import OnPolicy
+from gfn_jax.models.partition import split_rows
+from gfn_jax.objectives import Objective
+from gfn_jax.policy.constraint import Constants
+from gfn_jax.policy.rollout import Behavior, rollout
+
+HIDDEN = 64  # features of the head
+
+
+@struct.dataclass
+class Head:
+    """A perceptron of one hidden layer, whose output is 0 before the first step.
+
+    It reads the hidden state without gradient: log Z's error would otherwise move what the next tokens are read off,
+    and the policy would no longer be trained by its balance alone. The state is the adapted model's, so log Z
+    follows the policy. The output averages its features and does not sum them: under Adam, a step then moves log Z
+    about as far as it moves the table of a learnt one.
+
+    Attributes:
+        inner, inner_bias: to the features.
+        outer, bias: from their mean to log Z / `log_z_rate`.
+    """
+
+    inner: Float[Array, "E H"]
+    inner_bias: Float[Array, " H"]
+    outer: Float[Array, " H"]
+    bias: Float[Array, " 1"]
+
+    @classmethod
+    def init(cls, key: jax.Array, width: int) -> "Head":
+        """One for hidden states of that width."""
+        inner = jax.random.normal(key, (width, HIDDEN)) / math.sqrt(width)
+        return cls(inner, jnp.zeros((HIDDEN,)), jnp.zeros((HIDDEN,)), jnp.zeros((1,)))
+
+    def __call__(self, hidden: Float[Array, "B E"]) -> Float[Array, " B"]:
+        """Of each row, the state's scale being left out."""
+        x = jax.lax.stop_gradient(hidden).astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+        features = jax.nn.gelu(x @ self.inner + self.inner_bias)
+        return jnp.mean(features * self.outer, axis=-1) + self.bias
+
+
+LogZ = Float[Array, " E"] | Head | None
+
+
+def trained(objective: Objective, key: jax.Array, constants: Constants) -> LogZ:
+    """What is trained of log Z: a table, a head, or nothing."""
+    if not objective.needs_log_z or objective.log_z == "frozen":
+        return None
+    if objective.log_z == "amortised":
+        return Head.init(key, constants.base.shape.width)
+    return jnp.zeros((len(constants.queries.example_id),))
+
+
+def remembered(
+    algorithm: OnPolicy, objective: Objective, key: jax.Array, constants: Constants
+) -> Float[Array, " E"] | None:
+    """The table of a frozen log Z, with room for as many queries as the buffer has; None where it is not frozen."""
+    if not objective.needs_log_z or objective.log_z != "frozen":
+        return None
+    program = jax.jit(functools.partial(estimated, algorithm, objective.log_z_samples))
+    log_z = program(key, constants)
+    return jnp.pad(log_z, (0, buffers.padded(len(log_z)) - len(log_z)))
+
+
+def estimated(algorithm: OnPolicy, samples: int, key: jax.Array, constants: Constants) -> Float[Array, " E"]:
+    """Log Z of every query by importance sampling from the base, the policy before its first step.
+
+        log of the mean over rollouts Z ~ q of R(Z)^(1/T) / q(Z),      T being the run's last
+
+    The mean is unbiased, its logarithm falls short of log Z where few samples carry it. Rewards are asked for as the
+    step asks: no more rows at once than a micro-batch has.
+
+    Args:
+        algorithm: whose reward, budget and target these are.
+        samples: rollouts a query, filled up to a multiple of a step's rows a query.
+        key: of the rollouts.
+        constants: of the run.
+
+    Returns:
+        Nats; 0 for a query of which no rollout ended with a reward above 0.
+    """
+    given, total = algorithm.given, len(constants.queries.example_id)
+    queries, rows = given.sampling.queries // given.sampling.micro_batches, given.sampling.samples
+    rounds, chunks = -(-samples // rows), -(-total // queries)
+
+    def one(number: Array) -> Float[Array, "Q N"]:
+        place = jnp.minimum(number // rounds * queries + jnp.arange(queries), total - 1)  # the last chunk is filled up
+        query = jax.tree.map(
+            lambda x: split_rows(x), algorithm.spread(jax.tree.map(lambda x: x[place], constants.queries))
+        )
+        behavior = Behavior.at(1.0, queries * rows)
+        sampled = rollout(constants.base, query.prompt, constants.rules, behavior, jax.random.fold_in(key, number))
+        log_reward = given.reward.log_reward(constants.base, constants.prepared, query, sampled)
+        tempered = jnp.where(sampled.stop, log_reward, 0).sum(axis=1) / given.sampling.target_temperature
+        log_weight = jnp.where(sampled.stop.any(axis=1), tempered - sampled.log_behavior.sum(axis=1), -jnp.inf)
+        return log_weight.reshape(queries, rows)
+
+    log_weight = jax.lax.map(one, jnp.arange(chunks * rounds)).reshape(chunks, rounds, queries, rows)
+    log_weight = jnp.swapaxes(log_weight, 1, 2).reshape(chunks * queries, rounds * rows)[:total]
+    log_z = jax.nn.logsumexp(log_weight, axis=1) - math.log(rounds * rows)
+    return jnp.where(jnp.isfinite(log_z), log_z, 0)
