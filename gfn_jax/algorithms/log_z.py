@@ -104,9 +104,8 @@ def estimated(algorithm: OnPolicy, samples: int, key: jax.Array, constants: Cons
 
     def one(number: Array) -> Float[Array, "Q N"]:
         place = jnp.minimum(number // rounds * queries + jnp.arange(queries), total - 1)  # the last chunk is filled up
-        query = jax.tree.map(
-            lambda x: split_rows(x), algorithm.spread(jax.tree.map(lambda x: x[place], constants.queries))
-        )
+        query = algorithm.spread(jax.tree.map(lambda x: x[place], constants.queries))
+        query = jax.tree.map(split_rows, query)
         behavior = Behavior.at(1.0, queries * rows)
         sampled = rollout(constants.base, query.prompt, constants.rules, behavior, jax.random.fold_in(key, number))
         log_reward = given.reward.log_reward(constants.base, constants.prepared, query, sampled)

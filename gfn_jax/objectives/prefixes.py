@@ -8,9 +8,9 @@ Of a finished row, for every action k (its stop included), with no gradient thro
     A_k        = log mean over the rows b of the query that share the columns 0..k, of R_b^(1/T) / q(z_b after k)
 
 A_k estimates the log flow through the prefix, by importance where the suffixes are the policy's own. Where a row shares
-its prefix with no other, A_k is log R/T less the row's own suffix, and the residual is TB's, log Z - u_n, whose gradient
-then reaches the prefix alone; at the stop that holds for every row. So what is new beside TB is whose gradient a
-residual is (early tokens take part in all of them) and that rows which begin alike agree on one target.
+its prefix with no other, A_k is log R/T less the row's own suffix, and the residual is TB's, log Z - u_n, whose
+gradient then reaches the prefix alone; at the stop that holds for every row. So what is new beside TB is whose gradient
+a residual is (early tokens take part in all of them) and that rows which begin alike agree on one target.
 
 Optimum: where q is proportional to R^(1/T) and log Z = log sum R^(1/T), each summand of A_k is exactly the flow through
 the prefix, however the rows were drawn, and every residual is 0. Conversely the residuals at the stops are TB's, so all
