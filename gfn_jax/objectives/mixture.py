@@ -226,14 +226,11 @@ def _contrastive(objective: Objective, balance: Balance) -> Weighted:
 
 
 def _raptb(objective: Objective, balance: Balance) -> Weighted:
-    rollout = balance.rollout
     return prefixes.raptb(
         *_rows(balance),
         _log_z(balance),
         balance.scores.log_pf,
-        rollout.action_mask,
-        jnp.where(rollout.token_mask, rollout.completion, -1),
-        samples_per_query=objective.samples_per_query,
+        balance.rollout.action_mask,
         normalization=objective.normalization,
         huber=objective.huber,
     )

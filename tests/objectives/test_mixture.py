@@ -177,7 +177,6 @@ def test_settings_reach_the_terms(batch):
     u_n, finished = subtb.terminal_potential(u, states, actions, rollout.token_mask)
     log_reward = np.where(rollout.stop & row_mask[:, None], trajectory.log_reward, 0).sum(1) / TEMPERATURE
     log_ratio = np.where(known, np.where(actions, scores.log_pf, 0).sum(1) - log_behavior, 0)
-    token = np.where(rollout.token_mask, rollout.completion, -1)
     pairs, options = (u, states, row_mask), {"normalization": "row_mean", "huber": 1.0}
     rows, queries = (u_n, finished, row_mask), {"samples_per_query": 3, "huber": 1.0}
     expected = {
@@ -188,7 +187,7 @@ def test_settings_reach_the_terms(batch):
         "flowrl": whole.flowrl(*rows, log_z, actions.sum(1) * 1.0, log_ratio, ratio_clip=0.4, huber=1.0),
         "vargrad": whole.vargrad(*rows, **queries),
         "contrastive": whole.contrastive(*rows, log_reward, margin=1.0, **queries),
-        "raptb": prefixes.raptb(*rows, log_z, scores.log_pf, actions, token, normalization="row_mean", **queries),
+        "raptb": prefixes.raptb(*rows, log_z, scores.log_pf, actions, normalization="row_mean", huber=1.0),
     }
     for name, found in jax.tree.map(float, measured).items():
         assert (found.total, found.weight) == pytest.approx(jax.tree.leaves(jax.tree.map(float, expected[name])))
