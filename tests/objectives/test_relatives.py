@@ -1,4 +1,4 @@
-"""FlowRL, contrastive pairs, rooted prefixes and windows against what they are said to be, in float64 by brute force."""
+"""FlowRL, contrastive pairs, rooted prefixes and windows against their equations, in float64, by brute force."""
 
 import itertools
 
