@@ -111,7 +111,9 @@ class Objective:
         if self.log_z not in LOG_Z:
             raise ValueError(f"log_z is {self.log_z!r}; it is one of {', '.join(LOG_Z)}")
         if self.log_z == "frozen" and "flowrl" in names:
-            raise ValueError("log_z is 'frozen', an estimate of log sum R, which is not the log Z that flowrl needs")
+            raise ValueError(
+                "objective.log_z is 'frozen', an estimate of log sum R, which is not the log Z that flowrl needs"
+            )
         for name, least in (("log_z_samples", 1), ("window", 1), ("contrastive_margin", 0), ("smoothing_steps", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

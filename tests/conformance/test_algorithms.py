@@ -10,7 +10,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,13 +58,21 @@ ELSEWHERE |= {"tempered": 0.3, "exploring": 0.3, "uniform_mix": 0.5}
 Instance = tuple[Algorithm, Any]  # and its constants
 
 
-def on_a_task(name: str, lora: LoraConfig) -> Instance:
+# Objectives that an algorithm may be asked for, as much of them as goes together: FlowRL's log Z is of its own.
+TERMS = {"subtb": 1.0, "tb": 0.1, "vargrad": 0.5}
+MORE_TERMS = {**TERMS, "flowrl": 0.2, "contrastive": 0.3}
+OBJECTIVE = {"window": 2, "log_z": "amortised", "contrastive_margin": 0.5}
+FROZEN = {"log_z": "frozen", "log_z_samples": 5, "smoothing_steps": 1}
+
+
+def on_a_task(name: str, lora: LoraConfig, terms: Mapping = MORE_TERMS, options: Mapping = OBJECTIVE) -> Instance:
     """An algorithm of a registered entry: 16 prompts, completions of three letters, a table of rewards."""
     entry = algorithm_entry(name)
     table = 2 * np.random.default_rng(0).standard_normal(len(all_sequences(ARITY, LONGEST)))
     reward = TableReward(jnp.asarray(table, jnp.float32), ARITY)
-    terms = (("subtb", 1.0), ("tb", 0.1), ("vargrad", 0.5))
-    objective = Objective(terms, "released_mean", samples_per_query=SAMPLES) if entry.objective else None
+    objective = None
+    if entry.objective:
+        objective = Objective(tuple(terms.items()), "released_mean", samples_per_query=SAMPLES, **options)
     sampling = sampling_settings(**BUDGET | ELSEWHERE)
     own = None
     if not entry.off_policy:
@@ -94,6 +102,7 @@ def on_texts(lora: LoraConfig | None) -> Instance:
 
 INSTANCES: dict[str, Callable[[LoraConfig], Instance]] = {
     **{name: lambda lora, name=name: on_a_task(name, lora) for name in SETTINGS},
+    "gflownet, log Z frozen": lambda lora: on_a_task("gflownet", lora, {**TERMS, "raptb": 0.2}, FROZEN),
     "language_model": on_texts,
     "language_model, all weights": lambda lora: on_texts(None),
 }
