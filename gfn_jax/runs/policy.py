@@ -154,6 +154,8 @@ def policy_parts(
     check_positions(model, queries, constraint.max_length)
     if config.objective is not None:
         check_first_tokens(config.objective, task)
+    if config.method.seeds and not isinstance(task, SeededByBase):
+        check_demonstrations(config, task.seeds())
     reward = build_reward(config.reward, task, model, tokenizer)
     valid = task.valid if isinstance(task, Validating) else None
     given = Ingredients(
@@ -215,6 +217,8 @@ def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Const
     seeds = task.seeds()
     if isinstance(task, SeededByBase):
         seeds = jax.jit(task.prompted_seeds)(base, jax.random.fold_in(root, 2))
+    if config.method.seeds:
+        check_demonstrations(config, seeds)
     if not len(seeds.length):
         return constants, state
     trajectory = rewarded_seeds(parts, constants, seeds)
@@ -251,11 +255,18 @@ def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajecto
     return trajectory
 
 
+def check_demonstrations(config: PolicyRun, seeds: Seeds) -> None:
+    """Raises ValueError where there are no seeds."""
+    if not len(seeds.length):
+        values = config.values
+        raise ValueError(f"algorithm {values.algorithm} needs demonstrations; the task {values.task} has none")
+
+
 def check_seeds(task: Task, seeds: Seeds, accepted: Bool[np.ndarray, " B"]) -> None:
     """Says how many seeds the rules refuse, and which is the first; `accepted` as `teacher_force` has it.
 
     Raises:
-        ValueError: all of them are refused, so that the buffer would start empty.
+        ValueError: all of them are refused, so that nothing would be remembered.
     """
     refused = np.flatnonzero(~accepted)
     if not len(refused):
@@ -263,7 +274,7 @@ def check_seeds(task: Task, seeds: Seeds, accepted: Bool[np.ndarray, " B"]) -> N
     first = refused[0]
     text = task.decode(seeds.completion[first, : seeds.length[first]].tolist())
     example = seeds.example_id[first * len(seeds.example_id) // len(accepted)]
-    count = f"{len(refused)} of {len(accepted)} seeds of the replay buffer are refused"
+    count = f"{len(refused)} of {len(accepted)} seeds are refused"
     reason = (
         f"a token, a length or a tool's result that the task does not allow (the first is {text!r}, query {example})"
     )

@@ -22,6 +22,7 @@ ALGORITHMS: dict[str, str] = {
     "gflownet": "gfn_jax.algorithms.gflownet:ALGORITHM",
     "weighted_sft": "gfn_jax.algorithms.weighted_sft:ALGORITHM",
     "dpo": "gfn_jax.algorithms.dpo:ALGORITHM",
+    "sft": "gfn_jax.algorithms.sft:ALGORITHM",
 }
 
 

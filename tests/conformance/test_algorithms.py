@@ -24,19 +24,20 @@ from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
 from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.environments import NoTool
-from gfn_jax.interfaces import Algorithm
+from gfn_jax.interfaces import Algorithm, Remembering
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora, LoraConfig
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
+from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import TableReward
 from gfn_jax.runs.defaults import policy_config
 from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry
 from gfn_jax.runs.weights import place
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.step import init_state, make_step
-from gfn_jax.types import Keys
+from gfn_jax.types import Keys, TrainState, Trajectory
 
 MODEL = tiny()
 ARITY, STOP, LONGEST = 3, 5, 3
@@ -49,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gflownet": {},
     "weighted_sft": {},
     "dpo": {"round_steps": 2},
+    "sft": {},
     OWN: {},
 }
 BUDGET = {"queries": QUERIES, "samples": SAMPLES, "micro_batches": PARTS}
@@ -113,10 +115,24 @@ def instance(name: str, dropout: float = 0.0) -> Instance:
     return INSTANCES[name](LoraConfig(3, 6, ("q", "head"), dropout))
 
 
+def first_state(algorithm: Algorithm, constants: Any) -> TrainState:
+    """Before the first step; one that learns from demonstrations alone has two a query, the very last refused."""
+    state = init_state(algorithm, OPTIMIZER, jax.random.key(0), constants)
+    if state.memory is not None or not isinstance(algorithm, Remembering):
+        return state
+    written = jnp.asarray([[i % 3, i // 3 % 3, i // 9 % 3, STOP] for i in range(2 * (QUERIES + 4))])
+    length = jnp.asarray([1 + i % 3 for i in range(len(written) - 1)] + [LONGEST + 1])
+    rollout = teacher_force(written, length, constants.rules)
+    rows = constants.queries.example_id
+    query = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), constants.queries)
+    log_reward = algorithm.given.reward.log_reward(constants.base, constants.prepared, query, rollout)
+    return dataclasses.replace(state, memory=algorithm.remember(state.memory, rows, Trajectory(rollout, log_reward)))
+
+
 def started(name: str) -> tuple[Callable, Any, Any]:
     """The step, adapters' inputs being dropped in it, with its constants and its first state."""
     algorithm, constants = instance(name, dropout=0.2)
-    state = init_state(algorithm, OPTIMIZER, jax.random.key(0), constants)
+    state = first_state(algorithm, constants)
     return make_step(algorithm, OPTIMIZER), constants, state
 
 
@@ -280,7 +296,7 @@ class Learning:
 @pytest.fixture(scope="module", params=INSTANCES)
 def learning(request):
     algorithm, constants = instance(request.param)
-    state = init_state(algorithm, OPTIMIZER, jax.random.key(0), constants)
+    state = first_state(algorithm, constants)
     rng = np.random.default_rng(3)
     fresh = state.trainable
     moved = jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(x.dtype), fresh)

@@ -84,12 +84,12 @@ def test_seeds_that_the_rules_refuse_are_counted_and_said(caplog):
     assert seeded([[0, 1], [0, 4], [2], []]) == [0, 2]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "2 of 4 seeds of the replay buffer are refused" in record.getMessage()
+    assert "2 of 4 seeds are refused" in record.getMessage()
     assert "the first is 'ae', query 1" in record.getMessage()
 
 
 def test_a_run_whose_seeds_are_all_refused_is_refused():
-    with pytest.raises(ValueError, match=r"4 of 4 seeds of the replay buffer are refused: .*the first is 'd', query 0"):
+    with pytest.raises(ValueError, match=r"4 of 4 seeds are refused: .*the first is 'd', query 0"):
         seeded([[3], [0, 4], [], [4, 4]])
 
 

@@ -1,0 +1,133 @@
+"""Supervised fine-tuning: the likelihood of demonstrations, under the policy as it samples.
+
+Over demonstrations z_1 .. z_M of the queries x_1 .. x_M, each as often as it was given,
+
+    loss(w) = - 1/M sum_i log q_w(z_i | x_i) = KL(p || q_w) + H(p),      p(z | x) = share of z among x's demonstrations,
+
+(the mean over queries by their numbers of demonstrations understood), so that its optimum is the demonstrations' own
+distribution, q = p, whatever the reward says. It is the supervised baseline of Hu et al. 2024 (section 4), with the
+policy, constraint, tool and adapter of every other algorithm: log q counts what the policy chooses, its stop included,
+among the tokens that the task allows, and not what the tool writes. A step reads Q x N rows in the order of the epochs;
+nothing is sampled, and rewards are only reported.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from gfn_jax.algorithms.diagnostics import describe, of_rows
+from gfn_jax.algorithms.entry import AlgorithmEntry, Ingredients
+from gfn_jax.algorithms.on_task import Adapter
+from gfn_jax.interfaces import Measure
+from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import init_lora
+from gfn_jax.models.partition import split_rows
+from gfn_jax.policy.constraint import Constants
+from gfn_jax.policy.score import score
+from gfn_jax.types import Collected, Keys, TrainState, Trajectory, Weighted
+
+ORDER = 2**31 - 1  # of the epochs: folded into the run's root, where a step's number is folded in; no step has this one
+
+
+@struct.dataclass
+class Demonstrations:
+    """Completions that somebody else wrote, one a row, as often as they were given.
+
+    Attributes:
+        example_id: the query that a row answers; any number of rows may answer one.
+        trajectory: the rows, with their untempered rewards; what the rules refuse has masks of False alone.
+    """
+
+    example_id: Int[Array, "*parts B"]
+    trajectory: Trajectory
+
+    def take(self, index: Int[Array, "..."]) -> "Demonstrations":
+        """The rows of that index, in its shape."""
+        return jax.tree.map(lambda x: x[index], self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedFinetuning:
+    """Supervised fine-tuning, as `interfaces.Algorithm` and `Remembering` have it.
+
+    What it remembers is its `Demonstrations`, None before `remember`; a micro-batch is some rows of them.
+
+    Attributes:
+        given: sampling (its Q x N rows, and their parts) and adapter.
+    """
+
+    given: Ingredients
+
+    def init(self, key: jax.Array, constants: Constants) -> tuple[Adapter, None]:
+        """A fresh adapter (the policy starts as the base), and no demonstrations yet."""
+        return Adapter(init_lora(key, constants.base.shape, self.given.lora)), None
+
+    def remember(
+        self, memory: Demonstrations | None, example_id: Int[Array, " Q"], trajectory: Trajectory
+    ) -> Demonstrations:
+        """All rows beside those that there are, duplicates too; rows of one query adjacent, queries in any number."""
+        each = len(trajectory.log_reward) // len(example_id)
+        found = Demonstrations(jnp.repeat(example_id, each), trajectory)
+        if memory is None:
+            return found
+        return jax.tree.map(lambda old, new: jnp.concatenate([old, new]), memory, found)
+
+    def policy(self, trainable: Adapter, constants: Constants) -> LanguageModel:
+        """The policy."""
+        return constants.base.adapted(trainable.lora)
+
+    def collect(self, state: TrainState, constants: Constants, keys: Keys) -> Collected:
+        """The step's rows in their parts, and what they are like."""
+        sampling, known = self.given.sampling, state.memory
+        rows = sampling.queries * sampling.samples
+        order = jax.random.fold_in(constants.root, ORDER)
+        batch = known.take(epoch_rows(order, len(known.example_id), rows, state.step))
+        metrics = {name: value.mean() for name, value in describe(batch.trajectory).items()}
+        metrics["epochs"] = (state.step + 1) * (rows / len(known.example_id))
+        parts = jax.tree.map(lambda x: x.reshape(sampling.micro_batches, -1, *x.shape[1:]), batch)
+        return Collected(parts, known, metrics)
+
+    def weights(self, batch: Demonstrations) -> dict[str, Float[Array, ""]]:
+        """How many rows could have been written."""
+        return {"rows": batch.trajectory.rollout.stop.any(axis=1).sum(dtype=jnp.float32)}
+
+    def loss(
+        self,
+        trainable: Adapter,
+        constants: Constants,
+        batch: Demonstrations,
+        weights: dict[str, Float[Array, ""]],
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], dict[str, Measure]]:
+        """A part's share of the mean nats a completion; and the nats a choice of the policy."""
+        prompt = jax.tree.map(lambda x: x[batch.example_id], constants.queries.prompt)
+        prompt, written = jax.tree.map(split_rows, (prompt, batch.trajectory.rollout))
+        dropout = (key, self.given.lora.dropout) if self.given.lora.dropout else None
+        scores = score(self.policy(trainable, constants), prompt, written, constants.rules, dropout, self.given.remat)
+        nats = of_rows(written.stop.any(axis=1), -scores.log_pf.sum(axis=1))
+        choices = written.action_mask.sum(dtype=jnp.float32)
+        return nats.total / jnp.maximum(weights["rows"], 1.0), {"loss_per_choice": Weighted(nats.total, choices)}
+
+
+def epoch_rows(root: jax.Array, count: int, rows: int, step: Int[Array, ""] | int) -> Int[Array, " rows"]:
+    """The rows that a step reads, after `step` others: every one once an epoch, in an order of the epoch's own.
+
+    What `language_model.epoch_order` tables for all steps. A batch may end one epoch and begin the next, or span many.
+
+    Args:
+        root: of the orders.
+        count: rows there are.
+        rows: of a step.
+        step: its number; step * rows must stay below 2^31.
+    """
+    place = step * rows + jnp.arange(rows)
+    first = step * rows // count
+    epochs = first + jnp.arange((rows + count - 2) // count + 1)
+    orders = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(root, epoch), count))(epochs)
+    return orders[place // count - first, place % count]
+
+
+ALGORITHM = AlgorithmEntry(make=lambda config, given: SupervisedFinetuning(given), seeds=True)
