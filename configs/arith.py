@@ -1,8 +1,10 @@
 """Arithmetic with a calculator: GFlowNet fine-tuning on 50 demonstrations (paper section 4.4, Table 4).
 
     python -m gfn_jax.launch --config=configs/arith.py          # :tiny, the model the project ships, on a laptop
+    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60   # demonstrations alone
+    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=star  # rounds of its own right rationales
 
-Presets:
+Another algorithm needs another --workdir. Presets:
 
     :tiny     the model that the project ships, on a laptop (default)
     :paper    instruct GPT-J 6B with the paper's hyperparameters (Table E.2): 80 GB, or 8 x 16 GB with
@@ -60,6 +62,7 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     config.exploration.temperature_high = 1.3
+    config.star.shots = 3  # without them the base writes no chain at all
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 1.5e-3

@@ -91,9 +91,9 @@ class PolicyScores:
 
 @struct.dataclass
 class Seeds:
-    """Completions somebody else wrote, for the replay buffer to start with: N for each of Q queries, Q may be 0."""
+    """Completions somebody else wrote, for a memory to start with: N for each of Q queries, Q may be 0."""
 
-    example_id: Int[Array, " Q"]  # each at most once
+    example_id: Int[Array, " Q"]  # each at most once, where they are for a replay buffer
     completion: Int[Array, "B T"]  # rows of one query adjacent; tool tokens included, filled up with the stop
     length: Int[Array, " B"]  # tokens of Z
 

@@ -23,12 +23,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from gfn_jax.algorithms import on_task
 from gfn_jax.algorithms.entry import AlgorithmEntry, Ingredients
-from gfn_jax.algorithms.on_task import Adapter, Memory, OffPolicy
+from gfn_jax.algorithms.on_task import Adapter, Batch, Memory, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.policy.score import score
@@ -53,16 +51,11 @@ class DPOConfig:
     round_steps: Natural
 
 
-@struct.dataclass
-class Batch(on_task.Batch):
-    """Rows with the reference's log-probabilities (nats) of their completions."""
-
-    log_reference: Float[Array, " B"]
-
-
 @dataclasses.dataclass(frozen=True)
 class DPO(OffPolicy):
-    """Preference optimisation, as `interfaces.Interruptible` has it; `Memory.own` is the reference's adapter.
+    """Preference optimisation, as `interfaces.Interruptible` has it.
+
+    `Memory.own` is the reference's adapter, `Batch.own` the reference's log-probabilities (nats) of the completions.
 
     Raises:
         ValueError: the rows of a query do not pair up.
@@ -89,10 +82,10 @@ class DPO(OffPolicy):
         collected = super().store(state, constants, sampled, keys)
         reference = constants.base.adapted(state.memory.own)
 
-        def scored(rows: on_task.Batch) -> Batch:
+        def scored(rows: Batch) -> Batch:
             prompt = self.spread(rows.query).prompt
             log_pf = score(reference, prompt, rows.trajectory.rollout, constants.rules).log_pf
-            return Batch(**vars(rows), log_reference=log_pf.sum(axis=1))
+            return dataclasses.replace(rows, own=log_pf.sum(axis=1))
 
         return dataclasses.replace(collected, batches=jax.lax.map(scored, collected.batches))
 
@@ -117,7 +110,7 @@ class DPO(OffPolicy):
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
         """This micro-batch's share of the loss; `ranked` is the share of pairs that the policy ranks as the reward."""
         scores, _ = self.score(trainable, constants, batch, key)
-        ratios = self.halves(scores.log_pf.sum(axis=1) - batch.log_reference)
+        ratios = self.halves(scores.log_pf.sum(axis=1) - batch.own)
         preferred, counts = self.pairs(batch)
         cost = self.penalty(jnp.where(counts, ratios[0] - ratios[1], 0.0), preferred)
         loss = jnp.where(counts, cost, 0.0).sum() / jnp.maximum(weights["pairs"], 1.0)

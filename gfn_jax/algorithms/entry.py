@@ -1,6 +1,7 @@
 """What an algorithm that trains a policy on a task is made of, and how a config names one."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,9 @@ class AlgorithmEntry:
             `exploration` and `replay`.
         objective: whether it minimises the config's `objective`.
         seeds: whether it needs completions that somebody else wrote (`Task.seeds`).
+        rewards: whether it asks for the rewards of what somebody else wrote; without, they are given as 0.
+        program: for one that is several runs in turn: from (the `runs.config.PolicyRun`, the workdir, the command that
+            repeats it) to a `runs.build.Program`, whose runs have `make`'s algorithm; None for a single run.
     """
 
     make: Callable[[Any, Ingredients], Algorithm]
@@ -62,6 +66,8 @@ class AlgorithmEntry:
     off_policy: bool = False
     objective: bool = False
     seeds: bool = False
+    rewards: bool = True
+    program: Callable[[Any, pathlib.Path, str], Any] | None = None
 
     @property
     def reads(self) -> set[str]:

@@ -8,7 +8,7 @@ Over demonstrations z_1 .. z_M of the queries x_1 .. x_M, each as often as it wa
 distribution, q = p, whatever the reward says. It is the supervised baseline of Hu et al. 2024 (section 4), with the
 policy, constraint, tool and adapter of every other algorithm: log q counts what the policy chooses, its stop included,
 among the tokens that the task allows, and not what the tool writes. A step reads Q x N rows in the order of the epochs;
-nothing is sampled, and rewards are only reported.
+nothing is sampled, and no reward is asked for.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from gfn_jax.algorithms.diagnostics import describe, of_rows
+from gfn_jax.algorithms.diagnostics import of_rows
 from gfn_jax.algorithms.entry import AlgorithmEntry, Ingredients
 from gfn_jax.algorithms.on_task import Adapter
 from gfn_jax.interfaces import Measure
@@ -27,7 +27,7 @@ from gfn_jax.models.lora import init_lora
 from gfn_jax.models.partition import split_rows
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.policy.score import score
-from gfn_jax.types import Collected, Keys, TrainState, Trajectory, Weighted
+from gfn_jax.types import Collected, Keys, Rollout, TrainState, Trajectory, Weighted
 
 ORDER = 2**31 - 1  # of the epochs: folded into the run's root, where a step's number is folded in; no step has this one
 
@@ -38,11 +38,11 @@ class Demonstrations:
 
     Attributes:
         example_id: the query that a row answers; any number of rows may answer one.
-        trajectory: the rows, with their untempered rewards; what the rules refuse has masks of False alone.
+        rollout: the rows; what the rules refuse has masks of False alone.
     """
 
     example_id: Int[Array, "*parts B"]
-    trajectory: Trajectory
+    rollout: Rollout  # [*parts, B, T]
 
     def take(self, index: Int[Array, "..."]) -> "Demonstrations":
         """The rows of that index, in its shape."""
@@ -70,7 +70,7 @@ class SupervisedFinetuning:
     ) -> Demonstrations:
         """All rows beside those that there are, duplicates too; rows of one query adjacent, queries in any number."""
         each = len(trajectory.log_reward) // len(example_id)
-        found = Demonstrations(jnp.repeat(example_id, each), trajectory)
+        found = Demonstrations(jnp.repeat(example_id, each), trajectory.rollout)
         if memory is None:
             return found
         return jax.tree.map(lambda old, new: jnp.concatenate([old, new]), memory, found)
@@ -85,14 +85,18 @@ class SupervisedFinetuning:
         rows = sampling.queries * sampling.samples
         order = jax.random.fold_in(constants.root, ORDER)
         batch = known.take(epoch_rows(order, len(known.example_id), rows, state.step))
-        metrics = {name: value.mean() for name, value in describe(batch.trajectory).items()}
-        metrics["epochs"] = (state.step + 1) * (rows / len(known.example_id))
+        written = batch.rollout.stop.any(axis=1)
+        metrics = {
+            "length": of_rows(written, batch.rollout.token_mask.sum(axis=1, dtype=jnp.float32)).mean(),
+            "accepted": written.mean(dtype=jnp.float32),
+            "epochs": (state.step + 1) * (rows / len(known.example_id)),
+        }
         parts = jax.tree.map(lambda x: x.reshape(sampling.micro_batches, -1, *x.shape[1:]), batch)
         return Collected(parts, known, metrics)
 
     def weights(self, batch: Demonstrations) -> dict[str, Float[Array, ""]]:
         """How many rows could have been written."""
-        return {"rows": batch.trajectory.rollout.stop.any(axis=1).sum(dtype=jnp.float32)}
+        return {"rows": batch.rollout.stop.any(axis=1).sum(dtype=jnp.float32)}
 
     def loss(
         self,
@@ -104,7 +108,7 @@ class SupervisedFinetuning:
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
         """A part's share of the mean nats a completion; and the nats a choice of the policy."""
         prompt = jax.tree.map(lambda x: x[batch.example_id], constants.queries.prompt)
-        prompt, written = jax.tree.map(split_rows, (prompt, batch.trajectory.rollout))
+        prompt, written = jax.tree.map(split_rows, (prompt, batch.rollout))
         dropout = (key, self.given.lora.dropout) if self.given.lora.dropout else None
         scores = score(self.policy(trainable, constants), prompt, written, constants.rules, dropout, self.given.remat)
         nats = of_rows(written.stop.any(axis=1), -scores.log_pf.sum(axis=1))
@@ -130,4 +134,4 @@ def epoch_rows(root: jax.Array, count: int, rows: int, step: Int[Array, ""] | in
     return orders[place // count - first, place % count]
 
 
-ALGORITHM = AlgorithmEntry(make=lambda config, given: SupervisedFinetuning(given), seeds=True)
+ALGORITHM = AlgorithmEntry(make=lambda config, given: SupervisedFinetuning(given), seeds=True, rewards=False)

@@ -27,7 +27,7 @@ from gfn_jax import replay as buffers
 from gfn_jax.algorithms import on_task
 from gfn_jax.algorithms.diagnostics import of_rows
 from gfn_jax.algorithms.entry import AlgorithmEntry
-from gfn_jax.algorithms.on_task import OffPolicy
+from gfn_jax.algorithms.on_task import Batch, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE
@@ -49,8 +49,8 @@ class WeightedSFTConfig:
 
 
 @struct.dataclass
-class Batch(on_task.Batch):
-    """Rows with log g (nats), and whether they count."""
+class Proposal:
+    """What is known of how rows came to be: log g (nats), and whether they count; a batch's `own`."""
 
     log_proposal: Float[Array, " B"]
     counts: Bool[Array, " B"]
@@ -87,11 +87,11 @@ class WeightedSFT(OffPolicy):
             rows = on_task.beside(rows, replayed)
         counts &= jnp.isfinite(rows.log_reward)
         buffer = buffers.add(buffer, query.example_id, fresh, self.replay.tolerance, step)
-        return Batch(**vars(rows), log_proposal=log_proposal, counts=counts), buffer, described
+        return dataclasses.replace(rows, own=Proposal(log_proposal, counts)), buffer, described
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """How many queries have a row that counts."""
-        return {"queries": self.by_query(batch.counts).any(axis=1).sum(dtype=jnp.float32)}
+        return {"queries": self.by_query(batch.own.counts).any(axis=1).sum(dtype=jnp.float32)}
 
     def by_query(self, rows: Shaped[Array, " B"]) -> Shaped[Array, "Q N"]:
         """A query's rows side by side."""
@@ -103,7 +103,7 @@ class WeightedSFT(OffPolicy):
         """This micro-batch's share of the loss; `weight_ess`: the w's effective sample size, as a share of N."""
         scores, _ = self.score(trainable, constants, batch, key)
         log_reward, log_q, log_proposal, counts = map(
-            self.by_query, (batch.log_reward, scores.log_pf.sum(axis=1), batch.log_proposal, batch.counts)
+            self.by_query, (batch.log_reward, scores.log_pf.sum(axis=1), batch.own.log_proposal, batch.own.counts)
         )
         found = counts.any(axis=1)
         weight = jnp.exp(log_shares(log_reward - log_proposal, counts))

@@ -56,6 +56,9 @@ def build(
         return Single(build_pretraining(parsed, workdir))
     if isinstance(parsed, Finetuning):
         return Single(build_finetuning(parsed, workdir))
+    if parsed.method.program is not None:
+        program: Program = parsed.method.program(parsed, workdir, command)
+        return program
     if parsed.em is not None:
         return build_em(parsed, parsed.em, workdir, command)
     return Single(build_policy(parsed, workdir, command))

@@ -282,7 +282,7 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         entry=entry,
         task=task,
         evaluation=evaluation,
-        em=read_em(config, task),
+        em=read_em(config, task, method),
         described=described(config),
     )
 
@@ -334,13 +334,15 @@ def read_objective(config: ml_collections.ConfigDict, sampling: Sampling, steps:
     return Objective(terms, samples_per_query=samples, **rest)
 
 
-def read_em(config: ml_collections.ConfigDict, task: Any) -> EMConfig | None:
+def read_em(config: ml_collections.ConfigDict, task: Any, method: AlgorithmEntry) -> EMConfig | None:
     """The rounds, if there are to be any, around the task of that section."""
     if "em" not in config or not config.em.rounds:
         return None
     em = section(EMConfig, config, "em")
     if not hasattr(task, "reward_adapter"):
         raise ValueError(f"em.rounds is {em.rounds}; the task {config.task!r} has no reward_adapter to learn")
+    if method.program is not None:
+        raise ValueError(f"em.rounds is {em.rounds}; algorithm {config.algorithm!r} has rounds of its own: make it 0")
     return em
 
 

@@ -77,6 +77,15 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     }
     config.weighted_sft = {"proposal": "policy", "control_variate": True}
     config.dpo = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
+    config.star = {
+        "rounds": 3,
+        "samples": 4,
+        "shots": 0,
+        "temperature": 1.0,
+        "batch": 100,
+        "rationalisation": True,
+        "growth": 1.2,
+    }
     config.optimizer = {
         "learning_rate": 1e-3,
         "warmup_steps": 10,

@@ -10,10 +10,9 @@ WORKDIR/results.json. Any task will do that has answers and a `reward_adapter` i
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,12 +34,13 @@ from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.config import EMConfig, PolicyRun
 from gfn_jax.runs.finetuning import likelihood_run
 from gfn_jax.runs.policy import build_policy
+from gfn_jax.runs.rounds import completed, last_words, methods_of, shown, write_rounds
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import claim_workdir, config_digest
-from gfn_jax.training.loop import Run, Trained, complete, stoppable
+from gfn_jax.training.loop import Run, Trained, stoppable
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state
 from gfn_jax.types import Query, Tokens
@@ -90,18 +90,11 @@ class EM:
                 rounds[f"m_step_{number}"] = methods_of(m_step.workdir)["metrics"]
                 e_step, adapted = (shown(found, run) for found in [*rounds.values()][-2:])
                 _log.info("round %d: E-step %s; M-step %s", number, e_step, adapted)
-            results = {**methods_of(m_step.workdir), **rounds}
-            if jax.process_index() == 0:
-                values = self.config.values
-                facts = {
-                    "task": values.task,
-                    "method": f"{values.algorithm}_em",
-                    "seed": values.seed,
-                    "command": self.command,
-                }
-                write_results(self.workdir / "results.json", {**facts, "seconds": round(seconds, 1), **results})
+            method = f"{self.config.values.algorithm}_em"
+            found = {**methods_of(m_step.workdir), **rounds}
+            write_rounds(self.workdir, self.config, method, self.command, seconds, found)
         lines = [f"  {name[0].upper()}-step {name[7:]}: {shown(found, run)}" for name, found in rounds.items()]
-        return "\n".join([page, "", "Round by round:", *lines, "", f"Results: {self.workdir / 'results.json'}"])
+        return last_words(page, lines, self.workdir)
 
 
 def build_em(config: PolicyRun, em: EMConfig, workdir: pathlib.Path, command: str = "") -> EM:
@@ -115,37 +108,6 @@ def build_em(config: PolicyRun, em: EMConfig, workdir: pathlib.Path, command: st
     for number in range(1, em.rounds + 1):
         claim_workdir(m_step_folder(workdir, number), config.described)
     return EM(config, em, workdir, command, first)
-
-
-def completed(run: Run) -> tuple[Trained, str]:
-    """Completes a run: what was trained, and its last words; what the first process wrote is there for all to read."""
-    kept: list[Trained] = []
-
-    def finish(trained: Trained) -> str:
-        kept.append(trained)
-        return run.finish(trained)
-
-    words = complete(dataclasses.replace(run, finish=finish))
-    multihost_utils.sync_global_devices(str(run.workdir))
-    return kept[0], words
-
-
-def methods_of(workdir: pathlib.Path) -> dict[str, Any]:
-    """Method -> metrics, of the results that a step has left; what else there is are facts about the run."""
-    results = json.loads((workdir / "results.json").read_text())
-    return {name: found for name, found in results.items() if isinstance(found, dict)}
-
-
-def shown(found: Mapping[str, Any], run: Run) -> str:
-    """What a line says of a method: the metric that the run's best checkpoint is kept by or, without one, all numbers.
-
-    Args:
-        found: metric -> value, as in `results.json`.
-        run: an E-step.
-    """
-    best = {name: value for name, value in found.items() if name == run.best_metric}
-    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-    return ", ".join(f"{name} {value:.4g}" for name, value in (best or numbers).items())
 
 
 def build_e_step(config: PolicyRun, workdir: pathlib.Path, number: int, command: str) -> Run:

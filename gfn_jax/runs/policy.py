@@ -57,13 +57,16 @@ PROGRESS = {
 _log = logging.getLogger("gfn_jax")
 
 
-def build_policy(config: PolicyRun, workdir: pathlib.Path, command: str = "") -> Run:
+def build_policy(
+    config: PolicyRun, workdir: pathlib.Path, command: str = "", demonstrate: "Demonstrate | None" = None
+) -> Run:
     """A policy on any task, by any algorithm.
 
     Args:
         config: what is trained, and how.
         workdir: where the run writes.
         command: what repeats the run, for `results.json` and the adapter's card.
+        demonstrate: writes what the algorithm remembers instead of the task's seeds.
 
     Raises:
         ValueError, FileNotFoundError: what is wrong with the workdir, the model or the data, in one line.
@@ -78,8 +81,8 @@ def build_policy(config: PolicyRun, workdir: pathlib.Path, command: str = "") ->
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
     base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
-    _log.info("preparing the rewards and the replay buffer")
-    constants, state = (place(tree, mesh) for tree in initial(config, parts, base))
+    _log.info("preparing the rewards and what is remembered")
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
@@ -199,8 +202,17 @@ def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Call
     return hosted_step(jax.jit(sample), parts.host_reward, jax.jit(update, donate_argnums=0, out_shardings=out))
 
 
-def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Constants, TrainState]:
-    """Constants of the run, and the state before its first step, the algorithm knowing the task's seeds."""
+# From what a run is made of, and the base on its devices, to completions.
+Demonstrate = Callable[[Parts, LanguageModel], Seeds]
+
+
+def initial(
+    config: PolicyRun, parts: Parts, base: LanguageModel, demonstrate: Demonstrate | None = None
+) -> tuple[Constants, TrainState]:
+    """Constants of the run, and the state before its first step, the algorithm knowing what others wrote.
+
+    That is what `demonstrate` writes or, without it, the task's seeds.
+    """
     task, algorithm = parts.task, parts.algorithm
     root = jax.random.key(config.values.seed)
     constants = Constants(
@@ -214,25 +226,30 @@ def initial(config: PolicyRun, parts: Parts, base: LanguageModel) -> tuple[Const
     state = init_state(algorithm, parts.optimizer, jax.random.fold_in(root, 0), constants)
     if not isinstance(algorithm, Remembering):
         return constants, state
-    seeds = task.seeds()
-    if isinstance(task, SeededByBase):
+    if demonstrate is not None:
+        seeds = demonstrate(parts, base)
+    elif isinstance(task, SeededByBase):
         seeds = jax.jit(task.prompted_seeds)(base, jax.random.fold_in(root, 2))
+    else:
+        seeds = task.seeds()
     if config.method.seeds:
         check_demonstrations(config, seeds)
     if not len(seeds.length):
         return constants, state
-    trajectory = rewarded_seeds(parts, constants, seeds)
+    trajectory = rewarded_seeds(parts, constants, seeds, config.method.rewards)
     memory = jax.jit(algorithm.remember)(state.memory, seeds.example_id, trajectory)
     return constants, dataclasses.replace(state, memory=memory)
 
 
-def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajectory:
-    """Completions that somebody else wrote, each with its reward: as many at once as a step has."""
+def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds, rewards: bool = True) -> Trajectory:
+    """Completions that somebody else wrote, with their rewards or, without `rewards`, 0: as many at once as a step has."""
     sampling = parts.sampling
 
     @jax.jit
     def rewarded(constants: Constants, seeds: Seeds) -> Trajectory:
         rollout = teacher_force(seeds.completion, seeds.length, constants.rules)
+        if not rewards:
+            return Trajectory(rollout, jnp.zeros(rollout.completion.shape))
         query = jax.tree.map(lambda x: x[seeds.example_id], constants.queries)
         return Trajectory(rollout, parts.reward.log_reward(constants.base, constants.prepared, query, rollout))
 
@@ -248,7 +265,7 @@ def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds) -> Trajecto
     accepted = trajectory.rollout.action_mask.any(1)
     if not isinstance(accepted, jax.core.Tracer):  # a dry run has shapes alone
         check_seeds(parts.task, *gather((seeds, accepted)))
-    if parts.host_reward is not None:
+    if parts.host_reward is not None and rewards:
         rows = np.repeat(np.asarray(seeds.example_id), len(seeds.length) // len(seeds.example_id))
         added = parts.host_reward(rows, trajectory.rollout)
         trajectory = dataclasses.replace(trajectory, log_reward=trajectory.log_reward + added)

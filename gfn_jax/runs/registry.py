@@ -23,6 +23,7 @@ ALGORITHMS: dict[str, str] = {
     "weighted_sft": "gfn_jax.algorithms.weighted_sft:ALGORITHM",
     "dpo": "gfn_jax.algorithms.dpo:ALGORITHM",
     "sft": "gfn_jax.algorithms.sft:ALGORITHM",
+    "star": "gfn_jax.runs.star:ALGORITHM",
 }
 
 

@@ -133,13 +133,31 @@ class Arithmetic:
         return encode_after(self.tokenizer, "Answer: 1", STOP)[0]
 
     def queries(self, split: str, shots: int = 0) -> Query:
-        """A split's queries; `shots` demonstrations precede the question in the policy's prompt."""
-        examples = self.splits[split]
-        prefix = "".join(example.demonstration for example in self.splits["context"][:shots])
+        """A split's queries; `shots` demonstrations precede the question in the policy's prompt.
+
+        Raises:
+            ValueError: `reward_shots` are fewer.
+        """
+        return self._queries(split, shots, hinted=False)
+
+    def hinted_queries(self, split: str, shots: int = 0) -> Query:
+        """As `queries`, the answer standing where the question mark was: "Question: 6 - 0 - 4 = 2 Answer:"."""
+        return self._queries(split, shots, hinted=True)
+
+    def _queries(self, split: str, shots: int, hinted: bool) -> Query:
+        examples, context = self.splits[split], self.splits["context"]
+        if shots > len(context):
+            raise ValueError(
+                f"{shots} demonstrations are asked for in a prompt; arithmetic.reward_shots is {len(context)}"
+            )
+
+        def asked(example: ArithmeticExample) -> str:
+            return example.hinted_question if hinted else example.question
+
         encode = functools.partial(encode_after, self.tokenizer)
-        head = encode("", prefix)
+        head = encode("", "".join(asked(each) + each.demonstration[len(each.question) :] for each in context[:shots]))
         contexts = [encode("\n", example.question) for example in examples]
-        prompts = [head + context for context in contexts]
+        prompts = [head + encode("\n", asked(example)) for example in examples]
         # The answer follows a number, whichever: its tokens do not depend on Z.
         answers = [encode(f"{example.question} 1", example.answer_text) for example in examples]
         return Query(

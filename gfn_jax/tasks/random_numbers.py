@@ -345,6 +345,15 @@ class RandomNumbers:
         """Z as text."""
         return str(self.tokenizer.decode(ids))
 
+    def grade(self, split: str, example: int, completion: str) -> bool:
+        """Whether Z spells a number of the support: there is no other right and wrong."""
+        return completion in self.texts
+
+    @functools.cached_property
+    def texts(self) -> frozenset[str]:
+        """The numbers of the support, spelt."""
+        return frozenset(map(str, self.log_target))
+
 
 TASK = TaskEntry(
     section="random_numbers",

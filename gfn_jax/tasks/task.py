@@ -61,6 +61,22 @@ class Validating(Protocol):
         """Of B = Q * N completions, rows of one training query adjacent. Pure and jittable."""
 
 
+@runtime_checkable
+class Graded(Protocol):
+    """A task that can tell a right completion by itself; one whose `queries` take `shots` can show it how, too."""
+
+    def grade(self, split: str, example: int, completion: str) -> bool:
+        """Whether Z, as text, is right for the split's query of that number."""
+
+
+@runtime_checkable
+class Hinted(Protocol):
+    """A task whose answers can be given away in the prompt, for completions to be found that lead there."""
+
+    def hinted_queries(self, split: str, shots: int = 0) -> Query:
+        """A split's queries, each prompt holding its answer, and so those of the `shots` demonstrations before it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskEntry:
     """What a config's `task` names: the sections of a task and its evaluator, and how the two are made from them.

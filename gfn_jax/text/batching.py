@@ -42,6 +42,19 @@ def make_seeds(
     """
     if len(set(example_ids)) < len(example_ids) or len(completions) % max(len(example_ids), 1):
         raise ValueError(f"{len(completions)} seeding completions do not match {len(set(example_ids))} queries")
+    return rows_as_seeds(example_ids, completions, stop_id, max_length)
+
+
+def rows_as_seeds(
+    example_ids: Sequence[int], completions: Sequence[Sequence[int]], stop_id: int, max_length: int
+) -> Seeds:
+    """As `make_seeds`, whose arguments these are, but that a query may be there any number of times.
+
+    That is for an algorithm which keeps every row, and not for a replay buffer.
+
+    Raises:
+        ValueError: a completion is longer than `max_length`.
+    """
     lengths = np.asarray([len(ids) for ids in completions], np.int32)
     if len(lengths) and lengths.max() > max_length:
         raise ValueError(f"a seeding completion has {lengths.max()} tokens; max_length is {max_length}")

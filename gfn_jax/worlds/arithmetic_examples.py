@@ -37,6 +37,11 @@ class ArithmeticExample:
         return expression_of(self.question)
 
     @property
+    def hinted_question(self) -> str:
+        """X with the answer given away: "Question: 6 - 0 - 4 = 2 Answer:"."""
+        return f"Question: {self.expression} = {self.answer} Answer:"
+
+    @property
     def answer_text(self) -> str:
         """Y, as it follows Z: ". The answer is 2."."""
         return f". The answer is {self.answer}."

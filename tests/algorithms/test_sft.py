@@ -60,7 +60,8 @@ def constants_of():
 def written():
     rows = jnp.asarray([[*row, *[STOP] * 4][:4] for row in WRITTEN])
     rollout = teacher_force(rows, jnp.asarray([len(row) for row in WRITTEN]), RULES)
-    return Trajectory(rollout, jnp.arange(24.0).reshape(6, 4))
+    numbered = dataclasses.replace(rollout, log_behavior=jnp.arange(24.0).reshape(6, 4))  # which nothing reads
+    return Trajectory(numbered, jnp.zeros((6, 4)))
 
 
 def remembered(algorithm):
@@ -78,10 +79,10 @@ def test_all_demonstrations_are_remembered_as_often_as_they_were_given():
     assert not isinstance(algorithm, Interruptible), "nothing is sampled"
     memory = remembered(algorithm)
     assert memory.example_id.tolist() == [0, 0, 1, 1, 2, 2]
-    np.testing.assert_array_equal(memory.trajectory.rollout.completion, written().rollout.completion)
+    np.testing.assert_array_equal(memory.rollout.completion, written().rollout.completion)
     more = algorithm.remember(memory, jnp.asarray([1, 1, 0, 1, 2, 1]), written())  # any number of times
     assert more.example_id.tolist() == [0, 0, 1, 1, 2, 2, 1, 1, 0, 1, 2, 1]
-    assert len(more.trajectory.log_reward) == 12
+    assert len(more.rollout.completion) == 12
 
 
 @pytest.mark.parametrize(("count", "rows"), [(6, 4), (6, 6), (5, 12), (7, 1), (1, 3), (8, 24)])
@@ -101,10 +102,9 @@ def test_the_steps_of_an_epoch_read_all_rows_with_their_queries():
     for step in range(3):
         collected = algorithm.collect(state_of(algorithm, constants, step), constants, Keys.of(constants.root, step))
         assert collected.batches.example_id.shape == (2, 1)
-        read += collected.batches.trajectory.log_reward[:, 0, 0].tolist()
-        np.testing.assert_array_equal(
-            collected.batches.example_id.ravel(), collected.batches.trajectory.log_reward[:, 0, 0] // 8
-        )
+        row = collected.batches.rollout.log_behavior[:, 0, 0]
+        np.testing.assert_array_equal(collected.batches.example_id.ravel(), row // 8)
+        read += row.tolist()
     assert sorted(read) == [0, 4, 8, 12, 16, 20]
     np.testing.assert_allclose(collected.metrics["epochs"], 1.0)
 
@@ -113,9 +113,9 @@ def test_the_loss_is_the_mean_nats_of_a_completion_and_what_is_refused_weighs_no
     algorithm, constants = algorithm_of(3, 2), constants_of()
     trainable, key = Adapter(random_lora(tiny())), jax.random.key(0)
     batch = remembered(algorithm)
-    assert not batch.trajectory.rollout.action_mask[4:].any()
+    assert not batch.rollout.action_mask[4:].any()
     prompt = jax.tree.map(lambda x: x[batch.example_id], constants.queries.prompt)
-    scores = score(algorithm.policy(trainable, constants), prompt, batch.trajectory.rollout, RULES)
+    scores = score(algorithm.policy(trainable, constants), prompt, batch.rollout, RULES)
     nats = -np.asarray(scores.log_pf.sum(1))
 
     def measure(batch):
@@ -163,7 +163,7 @@ def test_training_reaches_the_demonstrations_own_distribution_whatever_the_rewar
     assert np.abs(policy - share).sum() / 2 <= 0.01
     assert float(divergences(log_policy, world.log_target())["total_variation"]) > 0.4
     np.testing.assert_allclose(metrics["loss"][-10:].mean(), entropy, atol=0.1)  # its least value
-    np.testing.assert_allclose(metrics["finished"].mean(), 512 / 544, atol=1e-3)
+    np.testing.assert_allclose(metrics["accepted"].mean(), 512 / 544, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", ["rng", "continuation"])

@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "weighted_sft": {},
     "dpo": {"round_steps": 2},
     "sft": {},
+    "star": {},
     OWN: {},
 }
 BUDGET = {"queries": QUERIES, "samples": SAMPLES, "micro_batches": PARTS}
@@ -124,9 +125,8 @@ def first_state(algorithm: Algorithm, constants: Any) -> TrainState:
     length = jnp.asarray([1 + i % 3 for i in range(len(written) - 1)] + [LONGEST + 1])
     rollout = teacher_force(written, length, constants.rules)
     rows = constants.queries.example_id
-    query = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), constants.queries)
-    log_reward = algorithm.given.reward.log_reward(constants.base, constants.prepared, query, rollout)
-    return dataclasses.replace(state, memory=algorithm.remember(state.memory, rows, Trajectory(rollout, log_reward)))
+    trajectory = Trajectory(rollout, jnp.zeros(written.shape))
+    return dataclasses.replace(state, memory=algorithm.remember(state.memory, rows, trajectory))
 
 
 def started(name: str) -> tuple[Callable, Any, Any]:
