@@ -3,8 +3,8 @@
     python benchmarks/modes.py                     # all methods, 5 seeds: benchmarks/results/modes.json and .md
     python benchmarks/modes.py --methods=rloo,gflownet --seeds=2 --steps=100
 
-A world of 341 completions that can be listed. The target has 70 % of its mass where the base has all of its own (there it
-is the base), and 30 % on completions that begin with a certain word, to which the base gives one in a million. Every
+A world of 341 completions that can be listed. The target has 70 % of its mass where the base has all of its own (there
+it is the base), and 30 % on completions that begin with a certain word, to which the base gives one in a million. Every
 method has the same target, adapter, optimizer and number of sampled rows; its learning rate is chosen among `--rates`
 by the total variation to the target on seeds of its own (100, 101), never on those that are reported. For every seed:
 

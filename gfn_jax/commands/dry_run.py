@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from gfn_jax.algorithms.on_task import OnPolicy
+from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
@@ -114,8 +114,8 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
     _ = parts.task.environment  # its tables are read while the rest is traced: they must be there before
     constants, state = jax.eval_shape(functools.partial(initial, run, parts), base)
     algorithm = parts.algorithm
-    if not isinstance(algorithm, OnPolicy):
-        raise ValueError(f"--dry_run counts the library's own algorithms; it does not know {run.values.algorithm}")
+    if not isinstance(getattr(algorithm, "given", None), Ingredients):
+        raise ValueError(f"--dry_run asks an algorithm for what it was given, and {run.values.algorithm} does not say")
     shape = step_shape(algorithm, constants)
     return Estimate(
         path=run.model.path,
@@ -136,7 +136,7 @@ def contexts(prepared: PyTree) -> list[Context]:
     return [leaf for leaf in leaves if isinstance(leaf, Context)]
 
 
-def step_shape(algorithm: OnPolicy, constants: Constants) -> StepShape:
+def step_shape(algorithm: Any, constants: Constants) -> StepShape:
     """The sizes of a step, all samples of a query counted."""
     kept = contexts(constants.prepared)
     demonstrations = kept[0].demonstrations if kept else None
@@ -153,7 +153,7 @@ def step_shape(algorithm: OnPolicy, constants: Constants) -> StepShape:
     )
 
 
-def flops(algorithm: OnPolicy, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
+def flops(algorithm: Any, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
     """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
     policy, base = Flops(model, algorithm.given.lora), Flops(model)
     fresh = dataclasses.replace(shape, samples=algorithm.given.sampling.fresh_samples)
@@ -168,7 +168,7 @@ def flops(algorithm: OnPolicy, model: ModelConfig, shape: StepShape, reward_pass
 
 
 def memory(
-    algorithm: OnPolicy,
+    algorithm: Any,
     constants: Constants,
     state: TrainState,
     shape: StepShape,
@@ -201,7 +201,7 @@ def memory(
     }
 
 
-def activations(algorithm: OnPolicy, constants: Constants, state: TrainState, shape: StepShape) -> int:
+def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
     plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat=False))
@@ -232,7 +232,7 @@ def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) ->
     return max(part.rows * packed * max(attention, mlp), logits)
 
 
-def kept_for_backward(algorithm: OnPolicy, constants: Constants, state: TrainState) -> int:
+def kept_for_backward(algorithm: Any, constants: Constants, state: TrainState) -> int:
     """Bytes that the loss of one micro-batch leaves behind for its gradient, apart from what it was given."""
 
     def collect(constants: Constants, state: TrainState) -> Any:

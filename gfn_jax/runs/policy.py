@@ -242,7 +242,7 @@ def initial(
 
 
 def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds, rewards: bool = True) -> Trajectory:
-    """Completions that somebody else wrote, with their rewards or, without `rewards`, 0: as many at once as a step has."""
+    """Completions that somebody else wrote, with their rewards, or 0 for all: as many at once as a step has."""
     sampling = parts.sampling
 
     @jax.jit
