@@ -14,6 +14,7 @@ from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.sections import checked
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
+from gfn_jax.tasks.task import Graded
 from gfn_jax.worlds.numbers_corpus import build_tokenizer
 
 UNIFORM = RandomNumbersConfig(
@@ -176,3 +177,13 @@ def test_the_prompt_stands_in_the_table_as_often_as_asked():
     assert [task.decode(row) for row in prompt.ids.tolist()] == [UNIFORM.prompt] * 4
     assert len(task.query_weight()) == 4
     assert len(task.queries("test").example_id) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [("7", True), ("-3", True), ("0", True), ("12", False), (" 7", False), ("07", False), ("", False)],
+)
+def test_a_completion_is_right_where_it_spells_a_number_of_the_support(text, right):
+    task = task_of(TABLE)
+    assert isinstance(task, Graded)
+    assert task.grade("train", 0, text) == right
