@@ -86,6 +86,23 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "rationalisation": True,
         "growth": 1.2,
     }
+    returns = {
+        "target": "posterior",
+        "beta": 0.2,
+        "kl_target": ml_collections.config_dict.placeholder(float),
+        "kl_horizon": 10_000.0,
+    }
+    config.reinforce = {**returns, "target": "reward"}
+    config.rloo = dict(returns)
+    config.grpo = {**returns, "epochs": 2, "minibatches": 1, "clip": 0.2}
+    config.ppo = {
+        **config.grpo,
+        "epochs": 4,
+        "gae_lambda": 0.95,
+        "whiten": True,
+        "value_clip": 1.0,
+        "value_coefficient": 0.1,
+    }
     config.optimizer = {
         "learning_rate": 1e-3,
         "warmup_steps": 10,

@@ -24,6 +24,10 @@ ALGORITHMS: dict[str, str] = {
     "dpo": "gfn_jax.algorithms.dpo:ALGORITHM",
     "sft": "gfn_jax.algorithms.sft:ALGORITHM",
     "star": "gfn_jax.runs.star:ALGORITHM",
+    "reinforce": "gfn_jax.algorithms.reinforce:ALGORITHM",
+    "rloo": "gfn_jax.algorithms.rloo:ALGORITHM",
+    "grpo": "gfn_jax.algorithms.grpo:ALGORITHM",
+    "ppo": "gfn_jax.algorithms.ppo:ALGORITHM",
 }
 
 

@@ -48,6 +48,8 @@ LORA_RULES: Rules = (
     (r"\bhead/a$", P("fsdp", None)),
     (r"\bhead/b$", P(None, "tensor")),
     (r"\blog_z(/\w+)?$", P()),
+    (r"\blog_z$", P()),
+    (r"\bvalue/kernel$", P()),
 )
 # What an algorithm remembers (a replay buffer) has the table of queries for its leading axis: it grows with the data.
 MEMORY_RULES: Rules = ((r"^memory/", P(ROWS)),)
