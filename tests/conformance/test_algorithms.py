@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "reinforce": {},
     "rloo": {"target": "kl_to_base", "kl_target": 0.5, "kl_horizon": 50.0},
     "grpo": {"epochs": 1, "minibatches": 2},
-    "ppo": {"epochs": 3, "minibatches": 2, "target": "kl_to_base", "kl_target": 0.5, "kl_horizon": 50.0},
+    "ppo": {"epochs": 3, "minibatches": 2},
     OWN: {},
 }
 BUDGET = {"queries": QUERIES, "samples": SAMPLES, "micro_batches": PARTS}
