@@ -2,8 +2,9 @@
 
     grad J = E_q[(G(Z) - b) grad log q(Z)]        b = mean of G over the rows of the step
 
-With the default target, `reward`, the optimum is the completion of the greatest R alone: nothing keeps the policy from
-collapsing onto it, and what a step samples ever less of it learns ever less of. `returns` has the other targets.
+With the default target, `reward`, the optimum is the completion of the greatest R alone, and nothing keeps the policy
+from collapsing before it has found that one: what is sampled less is learnt from less. In small worlds even the exact
+gradient, by enumeration, ends on a lesser completion where the best is rare to begin with. `returns` has the targets.
 """
 
 import dataclasses
