@@ -106,6 +106,7 @@ def test_its_memory_is_known(method, monkeypatch):
 
 @pytest.mark.parametrize(("method", "task"), sorted(REFUSED))
 def test_what_cannot_be_is_one_line(task, method):
-    with pytest.raises(ValueError, match=f"algorithm {method} needs demonstrations; the task {task} has none") as caught:
+    problem = f"algorithm {method} needs demonstrations; the task {task} has none"
+    with pytest.raises(ValueError, match=problem) as caught:
         started(task, method)
     assert "\n" not in str(caught.value)
