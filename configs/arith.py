@@ -4,7 +4,7 @@
     python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60   # demonstrations alone
     python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=star  # rounds of its own right rationales
 
-Another algorithm needs another --workdir. Presets:
+Presets:
 
     :tiny     the model that the project ships, on a laptop (default)
     :paper    instruct GPT-J 6B with the paper's hyperparameters (Table E.2): 80 GB, or 8 x 16 GB with

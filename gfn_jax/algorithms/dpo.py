@@ -67,6 +67,11 @@ class DPO(OffPolicy):
         if self.given.sampling.samples % 2:
             raise ValueError(f"sampling.samples is {self.given.sampling.samples}; rows are paired: it must be even")
 
+    @property
+    def frozen_scores(self) -> int:
+        """Once by the reference."""
+        return 1
+
     def init(self, key: jax.Array, constants: Constants) -> tuple[Adapter, Memory]:
         """A fresh adapter, an empty buffer and, with rounds, the first reference: the same adapter."""
         trainable = Adapter(self.new_lora(key, constants))

@@ -90,6 +90,21 @@ class OnPolicy(abc.ABC):
 
     given: Ingredients
 
+    @property
+    def updates(self) -> int:
+        """Steps that learn from the same rows."""
+        return 1
+
+    @property
+    def learnt_samples(self) -> int:
+        """Rows a query that a step learns from."""
+        return self.given.sampling.samples
+
+    @property
+    def frozen_scores(self) -> int:
+        """How often rows are scored without gradient, as they are collected."""
+        return 0
+
     def init(self, key: jax.Array, constants: Constants) -> tuple[PyTree, PyTree]:
         """A fresh adapter: the policy starts as the base."""
         return Adapter(self.new_lora(key, constants)), None

@@ -77,6 +77,11 @@ class PolicyGradient(OnPolicy):
         """What is trained, the policy starting as the base, and the first beta."""
         return self.untrained(key, constants), Memory(jnp.float32(self.config.beta))
 
+    @property
+    def frozen_scores(self) -> int:
+        """Once by the base, where distance from it costs."""
+        return int(self.config.target == "kl_to_base")
+
     def untrained(self, key: jax.Array, constants: Constants) -> Any:
         """What is trained, before it is."""
         return Adapter(self.new_lora(key, constants))

@@ -83,6 +83,11 @@ class PPO(Repeated):
 
     config: PPOConfig
 
+    @property
+    def frozen_scores(self) -> int:
+        """Once more, for the values."""
+        return super().frozen_scores + 1
+
     def untrained(self, key: jax.Array, constants: Constants) -> Trainable:
         """A fresh adapter; every value is 0."""
         head = ValueHead(jnp.zeros((constants.base.shape.width,)), jnp.zeros(()))

@@ -79,6 +79,11 @@ class Repeated(PolicyGradient):
         """Steps of a block."""
         return self.config.epochs * self.config.minibatches
 
+    @property
+    def learnt_samples(self) -> int:
+        """A minibatch's share."""
+        return self.given.sampling.samples // self.config.minibatches
+
     def init(self, key: jax.Array, constants: Constants) -> tuple[Any, Memory]:
         """What is trained, the policy starting as the base, the first beta, and room for a block's rows."""
         trainable, memory = super().init(key, constants)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
@@ -116,6 +117,9 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
     algorithm = parts.algorithm
     if not isinstance(getattr(algorithm, "given", None), Ingredients):
         raise ValueError(f"--dry_run asks an algorithm for what it was given, and {run.values.algorithm} does not say")
+    if run.method.program is not None and state.memory is None:
+        stand_in = "the task's demonstrations stand for what its rounds will find"
+        raise ValueError(f"--dry_run of {run.values.algorithm}: {stand_in}, and the task {run.values.task} has none")
     shape = step_shape(algorithm, constants)
     return Estimate(
         path=run.model.path,
@@ -154,16 +158,22 @@ def step_shape(algorithm: Any, constants: Constants) -> StepShape:
 
 
 def flops(algorithm: Any, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
-    """Matrix products a step; replayed rows are scored by the policy but neither sampled nor rewarded."""
+    """Matrix products a step, on average; replayed rows are scored by the policy but neither sampled nor rewarded."""
     policy, base = Flops(model, algorithm.given.lora), Flops(model)
     fresh = dataclasses.replace(shape, samples=algorithm.given.sampling.fresh_samples)
-    parts = {
-        "rollout": rollout_flops(policy, fresh),
-        "reward": reward_passes * packed_reward_flops(base, fresh),
-        "score, update": score_flops(policy, shape),
-    }
+    learnt = shape
+    sampled: dict[str, int] = {}
+    if isinstance(algorithm, OnPolicy):  # else nothing is sampled
+        learnt = dataclasses.replace(shape, samples=algorithm.learnt_samples)
+        sampled = {
+            "rollout": rollout_flops(policy, fresh),
+            "reward": reward_passes * packed_reward_flops(base, fresh),
+            "scores without gradient": algorithm.frozen_scores * rollout_flops(policy, shape),
+        }
+        sampled = {part: count // algorithm.updates for part, count in sampled.items() if count}
+    parts = {**sampled, "score, update": score_flops(policy, learnt)}
     if algorithm.given.remat:  # the layers once more, the head not
-        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(shape, allowed=0))
+        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(learnt, allowed=0))
     return parts
 
 
@@ -179,7 +189,7 @@ def memory(
     config, model = algorithm.given.sampling, constants.base.shape
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
-    queries = config.queries // config.micro_batches
+    queries, sampling = config.queries // config.micro_batches, isinstance(algorithm, OnPolicy)
 
     def cache(rows: int, length: int) -> int:
         return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
@@ -194,8 +204,8 @@ def memory(
         "buffer": bytes_per_device({"memory": state.memory}, mesh),
         "task's tables": nbytes(tables),
         "prompt cache": cache(queries * algorithm.given.copies, shape.prompt),
-        "rollout cache": cache(queries * config.fresh_samples, shape.horizon - 1),
-        "reward cache": nbytes(constants.prepared) + cache(queries * algorithm.given.copies, shape.context),
+        "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1),
+        "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
         "activations": int(activations(algorithm, constants, state, shape) // split * share),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
@@ -208,7 +218,7 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
     without = kept_for_backward(plain, constants, state)
     kept = kept_for_backward(algorithm, constants, state) if algorithm.given.remat else without
     backward = kept + 3 * without // (2 * model.shape.num_layers)
-    if not contexts(constants.prepared):
+    if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
     part = dataclasses.replace(
         shape,

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -43,16 +44,18 @@ def parse(argv: list[str]) -> flags.FlagValues:
     values = cli.common_flags()
     flags.DEFINE_bool("distributed", False, "join the processes of a cluster", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "say what the run would take, and end", flag_values=values)
-    workdir = source and default_workdir(source)
+    workdir = source and default_workdir(source, argv)
     flags.DEFINE_string("workdir", workdir, "where the run writes", flag_values=values)
     define_config(values, argv, source)
     return cli.read(values, argv, EXAMPLE, config="name one, for instance --config=configs/arith.py")
 
 
-def default_workdir(config: str) -> str:
-    """`runs/<file's name>-<preset>` for a value of `--config`."""
+def default_workdir(config: str, argv: Sequence[str] = ()) -> str:
+    """`runs/<file's name>-<preset>` for a value of `--config`, and `-<algorithm>` where the command line names one."""
     path, _, preset = config.partition(":")
-    return f"runs/{pathlib.Path(path).stem}-{preset or DEFAULT_PRESET}"
+    named = [word.partition("=")[2] for word in argv if word.lstrip("-").startswith("config.algorithm=")]
+    suffix = "".join(f"-{re.sub(r'[^0-9A-Za-z]+', '-', name)}" for name in named)
+    return f"runs/{pathlib.Path(path).stem}-{preset or DEFAULT_PRESET}{suffix}"
 
 
 def listen(values: flags.FlagValues) -> contextlib.AbstractContextManager[None]:

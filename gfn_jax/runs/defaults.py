@@ -58,6 +58,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "terms": {
             "subtb": 1.0,
             "db": 0.0,
+            "full_pair": 0.0,
             "tb": 0.0,
             "flowrl": 0.0,
             "vargrad": 0.0,

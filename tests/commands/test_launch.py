@@ -106,11 +106,16 @@ def test_the_default_config_gives_way_to_a_named_one():
 
 
 @pytest.mark.parametrize(
-    ("source", "workdir"),
-    [("configs/arith.py", "runs/arith-tiny"), ("/a/b/arith.py:paper", "runs/arith-paper")],
+    ("source", "words", "workdir"),
+    [
+        ("configs/arith.py", [], "runs/arith-tiny"),
+        ("/a/b/arith.py:paper", ["--config.seed=3"], "runs/arith-paper"),
+        ("configs/arith.py", ["--config.algorithm=rloo"], "runs/arith-tiny-rloo"),
+        ("configs/arith.py", ["--config.algorithm=own.module:ALGORITHM"], "runs/arith-tiny-own-module-ALGORITHM"),
+    ],
 )
-def test_default_workdir(source, workdir):
-    assert train.default_workdir(source) == workdir
+def test_default_workdir(source, words, workdir):
+    assert train.default_workdir(source, words) == workdir
 
 
 def test_a_run_from_start_to_end_and_again(config, capsys):
