@@ -117,19 +117,16 @@ def test_flowrls_z_does_not_normalise_the_reward(worlds, reward):
     assert abs(float(log_z) - log_sum(world)) > 1
 
 
-@pytest.mark.parametrize("reward", REWARDS)
-def test_a_margin_keeps_the_target(worlds, reward):
-    world = worlds[reward]
-    margin = {"flat": 0.3, "peaked": 2.0}[reward]
-    log_q, _ = trainer(("contrastive",), contrastive_margin=margin)(world, "contrastive")
-    assert total_variation(log_q, world.log_target()) <= 0.01
+def test_a_margin_keeps_the_target(worlds):
+    """Pairs that are 2 nats apart still connect all completions."""
+    log_q, _ = trainer(("contrastive",), contrastive_margin=2.0)(worlds["peaked"], "contrastive")
+    assert total_variation(log_q, worlds["peaked"].log_target()) <= 0.01
 
 
-@pytest.mark.parametrize("window", [1, 2])
-def test_windows_reach_the_target(worlds, window):
-    train = trainer(("subtb",), window=window)
+def test_a_window_reaches_the_target(worlds):
+    """Of two states; a window of one is detailed balance, and that is in test_enumerable.py."""
     for reward, most in (("flat", 0.001), ("peaked", 0.01)):
-        log_q, _ = train(worlds[reward], "subtb")
+        log_q, _ = trainer(("subtb",), window=2)(worlds[reward], "subtb")
         assert total_variation(log_q, worlds[reward].log_target()) <= most
 
 
