@@ -19,7 +19,6 @@ from gfn_jax.runs import em
 from gfn_jax.runs.build import build
 from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.em import adapter_run, e_step_config, joined_rows, m_step_optimizer, shown
-from gfn_jax.sections import described
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.training.loop import Trained
 from gfn_jax.types import Query, Tokens
@@ -52,9 +51,9 @@ def test_an_e_step_is_a_plain_run_with_the_rounds_reward_model(tmp_path):
     own = e_step_config(config, tmp_path)
     assert own.em is None
     assert own.task.reward_adapter == own.reward_adapter == str(tmp_path)
-    plain = config_of("--config.em.rounds=0", f"--config.subjectivity.reward_adapter={tmp_path}")
-    assert own.described == described(plain), "its workdir belongs to the config that it would have alone"
-    assert config.described == described(config_of())
+    plain = run_of("--config.em.rounds=0", f"--config.subjectivity.reward_adapter={tmp_path}")
+    assert own.described == plain.described, "its workdir belongs to the config that it would have alone"
+    assert config.described == run_of().described
     assert (config.em.rounds, config.reward_adapter) == (1, None)
 
 
