@@ -78,11 +78,11 @@ class Trial:
 
 
 TRIALS = {
-    "reinforce": Trial("reinforce", {}, steps=300, samples=256, table=REACHABLE),
-    "rloo": Trial("rloo", {}, steps=300),
+    "reinforce": Trial("reinforce", {}, steps=200, samples=128, table=REACHABLE),
+    "rloo": Trial("rloo", {}, steps=200),
     "rloo, kl_to_base": Trial("rloo", {"target": "kl_to_base", "beta": 0.5}, steps=300),
     "grpo": Trial("grpo", {}, steps=300),
-    "ppo": Trial("ppo", {"value_coefficient": 1.0, "epochs": 2}, steps=600, samples=128),
+    "ppo": Trial("ppo", {"value_coefficient": 1.0, "epochs": 2}, steps=400, samples=128),
 }
 
 
