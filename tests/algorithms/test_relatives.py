@@ -125,9 +125,9 @@ def test_a_margin_keeps_the_target(worlds):
 
 def test_a_window_reaches_the_target(worlds):
     """Of two states; a window of one is detailed balance, and that is in test_enumerable.py."""
-    for reward, most in (("flat", 0.001), ("peaked", 0.01)):
-        log_q, _ = trainer(("subtb",), window=2)(worlds[reward], "subtb")
-        assert total_variation(log_q, worlds[reward].log_target()) <= most
+    for world in worlds.values():
+        log_q, _ = trainer(("subtb",), window=2)(world, "subtb")
+        assert total_variation(log_q, world.log_target()) <= 0.001
 
 
 @pytest.mark.parametrize("name", ["tb", "flowrl"])
