@@ -16,8 +16,10 @@ from tiny_worlds import (
 )
 
 from gfn_jax.algorithms.entry import Ingredients
+from gfn_jax.algorithms.grpo import normalised
 from gfn_jax.algorithms.on_task import Batch
 from gfn_jax.algorithms.returns import ReturnConfig
+from gfn_jax.algorithms.rloo import over_the_others
 from gfn_jax.algorithms.sampling import Sampling, SamplingConfig
 from gfn_jax.commands.train import parse
 from gfn_jax.evaluation.enumeration import World, divergences, random_world
@@ -183,6 +185,23 @@ def test_the_expected_gradient_of_rloo_is_that_of_the_divergence():
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(exact), strict=True):
         assert jnp.abs(b).max() > 1e-3
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_a_row_is_compared_with_those_of_its_query_that_count():
+    """By a loop: what is left out, and a query of which one row counts, or none."""
+    rng = np.random.default_rng(0)
+    returns, used = rng.standard_normal((4, 5)), np.ones((4, 5), bool)
+    used[1, :2], used[2, 1:], used[3] = False, False, False
+    others, scaled = np.zeros((2, 4, 5))
+    for query, row in zip(*np.nonzero(used)):
+        mine = used[query] & (np.arange(5) != row)
+        if mine.any():
+            others[query, row] = returns[query, row] - returns[query, mine].mean()
+            all_of_it = returns[query, used[query]]
+            scaled[query, row] = (returns[query, row] - all_of_it.mean()) / all_of_it.std()
+    given = jnp.asarray(returns, jnp.float32), jnp.asarray(used)
+    np.testing.assert_allclose(over_the_others(*given), others, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normalised(*given), scaled, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.6, 1.0])
