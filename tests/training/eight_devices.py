@@ -67,7 +67,7 @@ def replay_buffer() -> None:
         for turn in range(2):
             part = jax.tree.map(lambda x, turn=turn: x[turn], batch)
             buffer = replay.add(buffer, jnp.arange(4) + turn, part, 0.25)
-        return buffer, replay.sample(buffer, key, jnp.arange(4), 3, "reward")
+        return buffer, replay.sample(buffer, key, jnp.arange(4), 3, {"reward": 1.0})
 
     buffer = replay.init(8, 3, horizon)
     one = fill(buffer, batch)
