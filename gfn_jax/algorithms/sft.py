@@ -2,9 +2,9 @@
 
 Over demonstrations z_1 .. z_M of the queries x_1 .. x_M, each as often as it was given,
 
-    loss(w) = - 1/M sum_i log q_w(z_i | x_i) = KL(p || q_w) + H(p),      p(z | x) = share of z among x's demonstrations,
+    loss(w) = - 1/M sum_i log q_w(z_i | x_i) = E_x [KL(p || q_w) + H(p)],    p(z | x) = share of z among x's,
 
-(the mean over queries by their numbers of demonstrations understood), so that its optimum is the demonstrations' own
+x being drawn in proportion to its number of demonstrations, so that the optimum is the demonstrations' own
 distribution, q = p, whatever the reward says. It is the supervised baseline of Hu et al. 2024 (section 4), with the
 policy, constraint, tool and adapter of every other algorithm: log q counts what the policy chooses, its stop included,
 among the tokens that the task allows, and not what the tool writes. A step reads Q x N rows in the order of the epochs;
