@@ -3,9 +3,9 @@
     XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" python benchmarks/methods.py
 
 Steps of all methods are timed in turn, round after round, so that whatever else the machine does falls on all alike;
-the numbers are medians over rounds, as ratios to the GFlowNet's with SubTB alone. A method that learns from the same rows
-several times (GRPO, PPO) is timed over a whole block and divided by its steps; STaR's steps are those of `sft`, its
-rounds sample between them. Writes benchmarks/results/methods.json and .md.
+the numbers are medians over rounds, as ratios to the GFlowNet's with SubTB alone. A method that learns from the
+same rows several times (GRPO, PPO) is timed over a whole block and divided by its steps; STaR's steps are those of `sft`,
+its rounds sample between them. Writes benchmarks/results/methods.json and .md.
 """
 
 import argparse

@@ -64,7 +64,8 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     config.exploration.temperature_high = 1.3
-    config.star.shots = 3  # without them the base writes no chain at all
+    config.sft.learn = "joint"  # the chain and the answer behind it
+    config.star.update({"shots": 3, "learn": "joint"})  # without shots the base writes no chain at all
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 1.5e-3

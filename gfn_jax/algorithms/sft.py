@@ -9,14 +9,19 @@ distribution, q = p, whatever the reward says. It is the supervised baseline of 
 policy, constraint, tool and adapter of every other algorithm: log q counts what the policy chooses, its stop included,
 among the tokens that the task allows, and not what the tool writes. A step reads Q x N rows in the order of the epochs;
 nothing is sampled, and no reward is asked for.
+
+With `learn=joint` the tokens of Z and of the answer Y behind it are learnt as a text is, - log p_w(Z Y | X) over the
+whole vocabulary, the tool's tokens too: the same optimum for Z, and what Y teaches beside. Few demonstrations say
+little of where Z should end; Y says it again.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.algorithms.diagnostics import of_rows
 from gfn_jax.algorithms.entry import AlgorithmEntry, Ingredients
@@ -26,10 +31,22 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import init_lora
 from gfn_jax.models.partition import split_rows
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.policy.likelihood import next_token_loss
 from gfn_jax.policy.score import score
-from gfn_jax.types import Collected, Keys, Rollout, TrainState, Trajectory, Weighted
+from gfn_jax.types import Collected, Keys, Query, Rollout, Tokens, TrainState, Trajectory, Weighted
 
 ORDER = 2**31 - 1  # of the epochs: folded into the run's root, where a step's number is folded in; no step has this one
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig:
+    """Its section.
+
+    Attributes:
+        learn: `completion`: the policy's own choices; `joint`: Z and the answer behind it, token by token.
+    """
+
+    learn: Literal["completion", "joint"]
 
 
 @struct.dataclass
@@ -57,9 +74,11 @@ class SupervisedFinetuning:
 
     Attributes:
         given: sampling (its Q x N rows, and their parts) and adapter.
+        config: what is learnt.
     """
 
     given: Ingredients
+    config: SFTConfig = SFTConfig("completion")
 
     def init(self, key: jax.Array, constants: Constants) -> tuple[Adapter, None]:
         """A fresh adapter (the policy starts as the base), and no demonstrations yet."""
@@ -107,13 +126,41 @@ class SupervisedFinetuning:
         key: jax.Array,
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
         """A part's share of the mean nats a completion; and the nats a choice of the policy."""
-        prompt = jax.tree.map(lambda x: x[batch.example_id], constants.queries.prompt)
-        prompt, written = jax.tree.map(split_rows, (prompt, batch.rollout))
+        query = jax.tree.map(lambda x: x[batch.example_id], constants.queries)
+        query, written = jax.tree.map(split_rows, (query, batch.rollout))
         dropout = (key, self.given.lora.dropout) if self.given.lora.dropout else None
-        scores = score(self.policy(trainable, constants), prompt, written, constants.rules, dropout, self.given.remat)
+        policy = self.policy(trainable, constants)
+        if self.config.learn == "joint":
+            texts, learnt = joint_texts(query, written)
+            nats = next_token_loss(policy, texts, learnt, dropout, self.given.remat)
+            loss = nats.total / jnp.maximum(weights["rows"], 1.0)
+            return loss, {"loss_per_token": nats}
+        scores = score(policy, query.prompt, written, constants.rules, dropout, self.given.remat)
         nats = of_rows(written.stop.any(axis=1), -scores.log_pf.sum(axis=1))
         choices = written.action_mask.sum(dtype=jnp.float32)
         return nats.total / jnp.maximum(weights["rows"], 1.0), {"loss_per_choice": Weighted(nats.total, choices)}
+
+
+def joint_texts(query: Query, written: Rollout) -> tuple[Tokens, Bool[Array, "B S"]]:
+    """Rows X Z Y of as many queries as completions, and which of their tokens are to be learnt: those of Z and Y.
+
+    X is what the policy sees. A row that could not have been written has none to be learnt.
+    """
+    length = written.token_mask.sum(axis=1)[:, None]
+    columns = jnp.arange(written.completion.shape[1] - 1 + query.answer.ids.shape[1])
+    place = jnp.clip(columns - length, 0, query.answer.ids.shape[1] - 1)
+    own = jnp.broadcast_to(jnp.minimum(columns, written.completion.shape[1] - 1), place.shape)
+    ids = jnp.where(
+        columns < length,
+        jnp.take_along_axis(written.completion, own, axis=1),
+        jnp.take_along_axis(query.answer.ids, place, axis=1),
+    )
+    real = columns < length + query.answer.mask.sum(axis=1)[:, None]
+    real &= written.stop.any(axis=1)[:, None]
+    prompt = query.prompt
+    given = jnp.zeros(prompt.mask.shape, bool)
+    texts = Tokens(jnp.concatenate([prompt.ids, ids], axis=1), jnp.concatenate([prompt.mask, real], axis=1))
+    return texts, jnp.concatenate([given, real], axis=1)
 
 
 def epoch_rows(root: jax.Array, count: int, rows: int, step: Int[Array, ""] | int) -> Int[Array, " rows"]:
@@ -134,4 +181,10 @@ def epoch_rows(root: jax.Array, count: int, rows: int, step: Int[Array, ""] | in
     return orders[place // count - first, place % count]
 
 
-ALGORITHM = AlgorithmEntry(make=lambda config, given: SupervisedFinetuning(given), seeds=True, rewards=False)
+ALGORITHM = AlgorithmEntry(
+    make=lambda config, given: SupervisedFinetuning(given, config),
+    section="sft",
+    config=SFTConfig,
+    seeds=True,
+    rewards=False,
+)

@@ -76,6 +76,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "contrastive_margin": 0.0,
         "smoothing_steps": 0,
     }
+    config.sft = {"learn": "completion"}
     config.weighted_sft = {"proposal": "policy", "control_variate": True}
     config.dpo = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
     config.star = {
@@ -85,6 +86,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "temperature": 1.0,
         "batch": 100,
         "rationalisation": True,
+        "learn": "completion",
         "growth": 1.2,
     }
     returns = {

@@ -25,13 +25,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
 from gfn_jax.algorithms.entry import AlgorithmEntry
-from gfn_jax.algorithms.sft import SupervisedFinetuning
+from gfn_jax.algorithms.sft import SFTConfig, SupervisedFinetuning
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.language_model import LanguageModel
@@ -71,6 +71,7 @@ class StarConfig:
         temperature: of the samples.
         batch: queries at once.
         rationalisation: sample again with the answer as a hint, where the task has hinted queries.
+        learn: as of `algorithms.sft.SFTConfig`.
         growth: factor of the steps from round to round; the first has the config's `steps` (the paper: 40, then 1.2).
     """
 
@@ -80,6 +81,7 @@ class StarConfig:
     temperature: SamplingTemperature
     batch: Count
     rationalisation: bool
+    learn: Literal["completion", "joint"]
     growth: Annotated[float, Range(1, 10)]
 
 
@@ -320,7 +322,7 @@ def round_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
 
 
 ALGORITHM = AlgorithmEntry(
-    make=lambda config, given: SupervisedFinetuning(given),
+    make=lambda config, given: SupervisedFinetuning(given, SFTConfig(config.learn)),
     section="star",
     config=StarConfig,
     rewards=False,

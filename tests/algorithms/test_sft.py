@@ -13,7 +13,7 @@ from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.language_model import epoch_order
 from gfn_jax.algorithms.on_task import Adapter
 from gfn_jax.algorithms.sampling import Sampling
-from gfn_jax.algorithms.sft import Demonstrations, SupervisedFinetuning, epoch_rows
+from gfn_jax.algorithms.sft import Demonstrations, SupervisedFinetuning, epoch_rows, joint_texts
 from gfn_jax.commands.train import parse
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.enumeration import divergences, random_world
@@ -31,7 +31,7 @@ from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
-from gfn_jax.types import Keys, Trajectory
+from gfn_jax.types import Keys, Query, Rollout, Tokens, Trajectory
 
 STOP, LONGEST = 5, 3
 # Three queries with two demonstrations each; the second of the first is said twice over, and two are refused.
@@ -188,3 +188,27 @@ def test_rows_that_do_not_divide_over_the_devices_are_refused():
 def test_demonstrations_are_rows_of_a_pytree():
     taken = jax.jit(Demonstrations.take)(remembered(algorithm_of(2, 2)), jnp.asarray([[5, 0]]))
     assert taken.example_id.tolist() == [[2, 0]]
+
+
+def test_texts_are_prompt_completion_and_answer():
+    """Token for token, whatever is padded on which side; what could not be written is not learnt."""
+    query = Query(
+        example_id=jnp.arange(3),
+        prompt=Tokens(jnp.array([[0, 7], [7, 8], [7, 8]]), jnp.array([[False, True], [True, True], [True, True]])),
+        context=Tokens(jnp.zeros((3, 1), int), jnp.ones((3, 1), bool)),
+        answer=Tokens(jnp.array([[5, 6], [5, 0], [5, 6]]), jnp.array([[True, True], [True, False], [True, True]])),
+    )
+    length, columns = jnp.array([1, 3, 0])[:, None], jnp.arange(4)
+    stopped = jnp.array([True, True, False])[:, None]
+    rollout = Rollout(
+        completion=jnp.array([[1, 9, 9, 9], [1, 2, 3, 9], [9, 9, 9, 9]]),
+        token_mask=columns < length,
+        action_mask=(columns <= length) & stopped,
+        state_mask=(columns <= length) & stopped,
+        log_behavior=jnp.zeros((3, 4)),
+    )
+    texts, learnt = joint_texts(query, rollout)
+    rows = [np.asarray(ids)[np.asarray(mask)].tolist() for ids, mask in zip(texts.ids, texts.mask, strict=True)]
+    assert rows == [[7, 1, 5, 6], [7, 8, 1, 2, 3, 5], [7, 8]]
+    learned = [np.asarray(ids)[np.asarray(mask)].tolist() for ids, mask in zip(texts.ids, learnt, strict=True)]
+    assert learned == [[1, 5, 6], [1, 2, 3, 5], []]
