@@ -4,8 +4,8 @@
 
 Steps of all methods are timed in turn, round after round, so that whatever else the machine does falls on all alike;
 the numbers are medians over rounds, as ratios to the GFlowNet's with SubTB alone. A method that learns from the
-same rows several times (GRPO, PPO) is timed over a whole block and divided by its steps; STaR's steps are those of `sft`,
-its rounds sample between them. Writes benchmarks/results/methods.json and .md.
+same rows several times (GRPO, PPO) is timed over a whole block and divided by its steps; STaR's steps are those of
+`sft`, its rounds sample between them. Writes benchmarks/results/methods.json and .md.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Arithmetic with a calculator: GFlowNet fine-tuning on 50 demonstrations (paper section 4.4, Table 4).
 
     python -m gfn_jax.launch --config=configs/arith.py          # :tiny, the model the project ships, on a laptop
-    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60   # demonstrations alone
+    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60 --config.sampling.samples=1
     python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=star  # rounds of its own right rationales
 
 Presets:
@@ -64,8 +64,8 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     config.exploration.temperature_high = 1.3
-    config.sft.learn = "joint"  # the chain and the answer behind it
-    config.star.update({"shots": 3, "learn": "joint"})  # without shots the base writes no chain at all
+    config.sft.learn = "text"  # question, chain and answer: 60 steps of samples=1, 16 rows, are enough
+    config.star.update({"shots": 3, "learn": "text"})  # without shots the base writes no chain at all
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 1.5e-3

@@ -28,6 +28,7 @@ class Ingredients:
             have as many: more than once where queries are fewer than the devices that share them. Nothing that is
             drawn depends on it, but for dropout on the prompt.
         steps: of the run.
+        end_of_text: the token that ends a text, where the tokenizer has one.
         valid: which completions of some queries are right, where the task knows (`Task.valid`); else None.
     """
 
@@ -38,6 +39,7 @@ class Ingredients:
     remat: bool = False
     copies: int = 1
     steps: int = 1
+    end_of_text: int | None = None
     valid: Callable[[Query, Rollout], Bool[Array, " B"]] | None = None
 
 

@@ -10,9 +10,9 @@ policy, constraint, tool and adapter of every other algorithm: log q counts what
 among the tokens that the task allows, and not what the tool writes. A step reads Q x N rows in the order of the epochs;
 nothing is sampled, and no reward is asked for.
 
-With `learn=joint` the tokens of Z and of the answer Y behind it are learnt as a text is, - log p_w(Z Y | X) over the
-whole vocabulary, the tool's tokens too: the same optimum for Z, and what Y teaches beside. Few demonstrations say
-little of where Z should end; Y says it again.
+With `learn=joint` the tokens of Z, of the answer Y behind it and of the text's end are learnt as a text is, over the
+whole vocabulary, the tool's tokens too: - log p_w(Z Y | X); with `learn=text` those of X as well. The optimum for Z is
+the same, and few demonstrations teach more: where Z ends, Y says again.
 """
 
 import dataclasses
@@ -43,10 +43,11 @@ class SFTConfig:
     """Its section.
 
     Attributes:
-        learn: `completion`: the policy's own choices; `joint`: Z and the answer behind it, token by token.
+        learn: `completion`: the policy's own choices; `joint`: Z and the answer behind it, token by token; `text`: the
+            prompt before them, too.
     """
 
-    learn: Literal["completion", "joint"]
+    learn: Literal["completion", "joint", "text"]
 
 
 @struct.dataclass
@@ -130,8 +131,8 @@ class SupervisedFinetuning:
         query, written = jax.tree.map(split_rows, (query, batch.rollout))
         dropout = (key, self.given.lora.dropout) if self.given.lora.dropout else None
         policy = self.policy(trainable, constants)
-        if self.config.learn == "joint":
-            texts, learnt = joint_texts(query, written)
+        if self.config.learn != "completion":
+            texts, learnt = joint_texts(query, written, self.given.end_of_text, self.config.learn == "text")
             nats = next_token_loss(policy, texts, learnt, dropout, self.given.remat)
             loss = nats.total / jnp.maximum(weights["rows"], 1.0)
             return loss, {"loss_per_token": nats}
@@ -141,13 +142,17 @@ class SupervisedFinetuning:
         return nats.total / jnp.maximum(weights["rows"], 1.0), {"loss_per_choice": Weighted(nats.total, choices)}
 
 
-def joint_texts(query: Query, written: Rollout) -> tuple[Tokens, Bool[Array, "B S"]]:
-    """Rows X Z Y of as many queries as completions, and which of their tokens are to be learnt: those of Z and Y.
+def joint_texts(
+    query: Query, written: Rollout, end: int | None = None, with_prompt: bool = False
+) -> tuple[Tokens, Bool[Array, "B S"]]:
+    """Rows X Z Y of as many queries as completions, with their end, and which of their tokens are to be learnt.
 
-    X is what the policy sees. A row that could not have been written has none to be learnt.
+    Those of Z and Y, the end and, `with_prompt`, those of X, which is what the policy sees. A row that could not have
+    been written has none.
     """
     length = written.token_mask.sum(axis=1)[:, None]
-    columns = jnp.arange(written.completion.shape[1] - 1 + query.answer.ids.shape[1])
+    answers = length + query.answer.mask.sum(axis=1)[:, None]
+    columns = jnp.arange(written.completion.shape[1] + query.answer.ids.shape[1])
     place = jnp.clip(columns - length, 0, query.answer.ids.shape[1] - 1)
     own = jnp.broadcast_to(jnp.minimum(columns, written.completion.shape[1] - 1), place.shape)
     ids = jnp.where(
@@ -155,10 +160,13 @@ def joint_texts(query: Query, written: Rollout) -> tuple[Tokens, Bool[Array, "B 
         jnp.take_along_axis(written.completion, own, axis=1),
         jnp.take_along_axis(query.answer.ids, place, axis=1),
     )
-    real = columns < length + query.answer.mask.sum(axis=1)[:, None]
-    real &= written.stop.any(axis=1)[:, None]
+    real = columns < answers
+    if end is not None:
+        ids, real = jnp.where(columns == answers, end, ids), columns <= answers
+    accepted = written.stop.any(axis=1)[:, None]
+    real &= accepted
     prompt = query.prompt
-    given = jnp.zeros(prompt.mask.shape, bool)
+    given = prompt.mask & accepted & with_prompt
     texts = Tokens(jnp.concatenate([prompt.ids, ids], axis=1), jnp.concatenate([prompt.mask, real], axis=1))
     return texts, jnp.concatenate([given, real], axis=1)
 

@@ -162,7 +162,15 @@ def policy_parts(
     reward = build_reward(config.reward, task, model, tokenizer)
     valid = task.valid if isinstance(task, Validating) else None
     given = Ingredients(
-        reward, sampling, config.lora, config.objective, config.model.remat, copies, config.values.steps, valid
+        reward,
+        sampling,
+        config.lora,
+        config.objective,
+        config.model.remat,
+        copies,
+        steps=config.values.steps,
+        end_of_text=tokenizer.eos_token_id,
+        valid=valid,
     )
     algorithm = config.method.make(config.algorithm, given)
     host_reward = build_host_reward(config.reward, task, tokenizer)

@@ -81,7 +81,7 @@ class StarConfig:
     temperature: SamplingTemperature
     batch: Count
     rationalisation: bool
-    learn: Literal["completion", "joint"]
+    learn: Literal["completion", "joint", "text"]
     growth: Annotated[float, Range(1, 10)]
 
 

@@ -212,3 +212,6 @@ def test_texts_are_prompt_completion_and_answer():
     assert rows == [[7, 1, 5, 6], [7, 8, 1, 2, 3, 5], [7, 8]]
     learned = [np.asarray(ids)[np.asarray(mask)].tolist() for ids, mask in zip(texts.ids, learnt, strict=True)]
     assert learned == [[1, 5, 6], [1, 2, 3, 5], []]
+    texts, learnt = joint_texts(query, rollout, end=4, with_prompt=True)
+    whole = [np.asarray(ids)[np.asarray(mask)].tolist() for ids, mask in zip(texts.ids, learnt, strict=True)]
+    assert whole == [[7, 1, 5, 6, 4], [7, 8, 1, 2, 3, 5, 4], []]
