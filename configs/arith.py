@@ -1,7 +1,7 @@
 """Arithmetic with a calculator: GFlowNet fine-tuning on 50 demonstrations (paper section 4.4, Table 4).
 
     python -m gfn_jax.launch --config=configs/arith.py          # :tiny, the model the project ships, on a laptop
-    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60 --config.sampling.samples=1
+    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60  # demonstrations alone
     python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=star  # rounds of its own right rationales
 
 Presets:

@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from gfn_jax.algorithms import log_z as log_zs
-from gfn_jax.algorithms.diagnostics import Norm
+from gfn_jax.algorithms.diagnostics import Norm, of_rows
 from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.on_task import Batch, Memory, OffPolicy
 from gfn_jax.interfaces import Measure
@@ -82,11 +82,17 @@ class GFlowNet(OffPolicy):
         weights: dict[str, Float[Array, ""]],
         key: jax.Array,
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
-        """This micro-batch's share of the loss; each term of it and, where there are several, its gradient."""
+        """This micro-batch's share of the loss; each term of it and, where there are several, its gradient.
+
+        `log_z_drift`: by how much the log Z that terms read is above what the rows say, log R/T - log q, in nats.
+        """
         scores, hidden = self.score(trainable, constants, batch, key)
         log_z = self.log_z(trainable, batch, hidden)
         measured = self.measure(batch, scores, log_z)
         loss, said = self.objective.loss(measured, weights), self.diagnose(batch, scores)
+        if log_z is not None and "flowrl" not in measured:  # whose log Z is another number
+            excess = batch.log_reward - scores.log_pf.sum(axis=1)
+            said["log_z_drift"] = of_rows(batch.used, jax.lax.stop_gradient(log_z - excess))
         if len(measured) > 1:
             said |= self.gradients(batch, scores, log_z, weights)
         if self.objective.smoothing_steps and batch.own is not None:
