@@ -58,8 +58,12 @@ def distance(log_q, log_p):
     ("proposal", "settings"),
     [
         ("policy", OWN_ROWS),
-        ("base", OWN_ROWS | {"samples": 1024}),
-        ("policy", {"replay_samples": 64, "replay_capacity": 24, "replay_tolerance": 0.0, "samples": 192}),
+        pytest.param("base", OWN_ROWS | {"samples": 1024}, marks=pytest.mark.slow),
+        pytest.param(
+            "policy",
+            {"replay_samples": 64, "replay_capacity": 24, "replay_tolerance": 0.0, "samples": 192},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["its own rows", "rows of the base", "rows of the buffer, too"],
 )
@@ -110,6 +114,7 @@ def test_dpo_reaches_its_closed_form(world, log_base):
     assert metrics["ranked"][-1] > 0.95
 
 
+@pytest.mark.slow
 def test_ipo_reaches_its_closed_form(world, log_base):
     """By ranks alone: log q/p = (Pr[worse] - Pr[better]) / (2 beta), over pairs of uniformly written completions."""
     algorithm = preferences(world, uniform=True, ipo=True, labels="rank")
@@ -124,6 +129,7 @@ def test_ipo_reaches_its_closed_form(world, log_base):
     assert distance(log_q, log_base + (worse - better) / (2 * 0.5)) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"labels": "rank"}, {"round_steps": 40}])
 def test_ranks_and_rounds_go_to_the_best_completion(world, log_base, change):
     """Neither has an optimum short of it: the share of the best grows, far beyond the closed form."""

@@ -117,6 +117,7 @@ def test_flowrls_z_does_not_normalise_the_reward(worlds, reward):
     assert abs(float(log_z) - log_sum(world)) > 1
 
 
+@pytest.mark.slow
 def test_a_margin_keeps_the_target(worlds):
     """Pairs that are 2 nats apart still connect all completions."""
     log_q, _ = trainer(("contrastive",), contrastive_margin=2.0)(worlds["peaked"], "contrastive")
@@ -130,7 +131,7 @@ def test_a_window_reaches_the_target(worlds):
         assert total_variation(log_q, world.log_target()) <= 0.001
 
 
-@pytest.mark.parametrize("name", ["tb", "flowrl"])
+@pytest.mark.parametrize("name", [pytest.param("tb", marks=pytest.mark.slow), "flowrl"])
 def test_an_amortised_log_z_does_what_a_learnt_one_does(worlds, name):
     for world in worlds.values():
         log_q, log_z = trainer(("tb", "flowrl"), log_z="amortised")(world, name)
@@ -139,7 +140,7 @@ def test_an_amortised_log_z_does_what_a_learnt_one_does(worlds, name):
         assert float(log_z) == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["tb", "raptb"])
+@pytest.mark.parametrize("name", [pytest.param("tb", marks=pytest.mark.slow), "raptb"])
 def test_a_frozen_log_z_that_is_right_is_as_good(worlds, name):
     world = worlds["flat"]
     log_q, log_z = trainer(("tb", "raptb"), log_z="frozen", log_z_samples=1 << 15)(world, name)
@@ -206,7 +207,7 @@ class FixedRows(GFlowNet):
 TERMS = {"subtb": 1.0, "tb": 0.1, "flowrl": 0.5, "contrastive": 0.3, "raptb": 0.2}
 
 
-@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("smoothing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_micro_batches_change_nothing(worlds, smoothing):
     """Four queries in one part and in two unequal ones: the same loss, gradients of terms and updates."""
     world, queries, samples = worlds["flat"], 4, 8
@@ -302,6 +303,7 @@ def test_the_last_steps_imitate_the_buffer(worlds):
     assert float(again["loss"]) == losses[steps - last]["loss"]
 
 
+@pytest.mark.slow
 def test_imitation_of_a_buffer_that_holds_everything_reaches_the_target(worlds):
     """Rows are drawn in proportion to R, and maximum likelihood is where q is what they are drawn from."""
     world, steps = worlds["peaked"], 400

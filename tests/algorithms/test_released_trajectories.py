@@ -88,8 +88,9 @@ def main_script(rollout, scores, log_reward, temperature):
 def released(rollout, scores, log_reward, temperature):
     """The notebook's SubTB and next sentences'."""
     row_mask = jnp.ones(len(log_reward), bool)
-    measured = OBJECTIVE.measure(Trajectory(rollout, log_reward), scores, temperature, row_mask)
-    return OBJECTIVE.loss(measured, OBJECTIVE.weights(rollout, row_mask))
+    trajectory = Trajectory(rollout, log_reward)
+    measured = OBJECTIVE.measure(trajectory, scores, temperature, row_mask)
+    return OBJECTIVE.loss(measured, OBJECTIVE.weights(trajectory, temperature, row_mask))
 
 
 @functools.partial(jax.jit, static_argnames=("min_length", "differentiate"))

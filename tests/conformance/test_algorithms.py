@@ -42,7 +42,7 @@ from gfn_jax.types import Keys, TrainState, Trajectory
 MODEL = tiny()
 ARITY, STOP, LONGEST = 3, 5, 3
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # its updates are as smooth as the gradients that are compared
-STEPS, PARTS, QUERIES, SAMPLES = 4, 4, 16, 2
+STEPS, PARTS, QUERIES, SAMPLES = 4, 4, 16, 4
 OWN = "algorithms.reinforce:ALGORITHM"
 
 # What is beside the defaults in an algorithm's own section. As much as there is, is switched on.
@@ -190,7 +190,12 @@ class Ran:
     metrics: list[Any]
 
 
-@pytest.fixture(scope="module", params=INSTANCES)
+# One of every kind in CI; with `-m slow` the others, too.
+CORE = ("gflownet", "dpo", "sft", "ppo", OWN, "language_model")
+ALL = [pytest.param(name, marks=[] if name in CORE else pytest.mark.slow) for name in INSTANCES]
+
+
+@pytest.fixture(scope="module", params=ALL)
 def ran(request):
     step, constants, state = started(request.param)
     step, untouched = jax.jit(step, donate_argnums=0), to_host(constants)
@@ -245,10 +250,10 @@ def test_every_number_is_finite_and_every_step_another(ran):
     assert len({float(metrics["loss"]) for metrics in ran.metrics}) == STEPS
 
 
-def eight_devices(path: str) -> None:
-    """Two steps of every algorithm on data=2, fsdp=2, tensor=2; what is left of them goes into a file."""
+def eight_devices(path: str, *names: str) -> None:
+    """Two steps of the algorithms on data=2, fsdp=2, tensor=2; what is left of them goes into a file."""
     mesh, left = meshes.use_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2)), {}
-    for name in INSTANCES:
+    for name in names:
         step, constants, state = started(name)
         constants, state = place(constants, mesh), place(state, mesh)
         step = jax.jit(step, out_shardings=(jax.tree.map(lambda x: x.sharding, state), meshes.replicated(mesh)))
@@ -260,12 +265,13 @@ def eight_devices(path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_eight(tmp_path_factory):
+def on_eight(request, tmp_path_factory):
     """Name -> the arrays of the state, and of the metrics, after two steps on eight devices."""
     here, path = pathlib.Path(__file__).parent, tmp_path_factory.mktemp("eight") / "left.npz"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "64", "PJRT_NPROC": "64"}
     flags["PYTHONPATH"] = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
-    code = f"import test_algorithms; test_algorithms.eight_devices({str(path)!r})"
+    asked = {item.callspec.params["ran"] for item in request.session.items if "on_eight" in item.fixturenames}
+    code = f"import test_algorithms; test_algorithms.eight_devices({str(path)!r}, *{sorted(asked)!r})"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return np.load(path)
@@ -297,7 +303,7 @@ class Learning:
         return self.state.trainable
 
 
-@pytest.fixture(scope="module", params=INSTANCES)
+@pytest.fixture(scope="module", params=ALL)
 def learning(request):
     algorithm, constants = instance(request.param)
     state = first_state(algorithm, constants)
@@ -355,13 +361,17 @@ def test_gradients_are_of_all_that_is_trained(learning):
 
 
 def test_four_micro_batches_are_the_batch(learning):
-    """The same rows in one part: the same weights, loss, terms of it and gradients."""
+    """The same rows in one part: the same weights, loss and gradients, and what is said of them."""
     assert len(jax.tree.leaves(learning.batches)[0]) == PARTS
     four, one = (
         learning.measure(learning.trainable, learning.constants, batches, jax.random.key(1))
         for batches in (learning.batches, joined(learning.batches))
     )
-    close(four, one, rtol=1e-4, atol=1e-5)
+    (weights, ((loss, said), gradients)), (same, ((whole, also), all_at_once)) = four, one
+    close((weights, loss, gradients), (same, whole, all_at_once), rtol=1e-4, atol=1e-5)
+    assert said.keys() == also.keys()
+    for name, measure in said.items():  # sums that cancel have no precision of their own
+        np.testing.assert_allclose(measure.mean(), also[name].mean(), rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 # The policy.

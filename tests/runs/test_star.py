@@ -163,6 +163,7 @@ def test_a_round_samples_from_the_policy_of_the_one_before(whole, task, data):
     assert kept == star.read_rationales(whole.workdir / "round_2")[1]
 
 
+@pytest.mark.slow
 def test_rounds_killed_in_the_second_go_on_bit_for_bit(whole, data, tmp_path, monkeypatch):
     seen = []
 
