@@ -33,6 +33,8 @@ from gfn_jax.policy.score import score
 from gfn_jax.sections import Natural, Positive
 from gfn_jax.types import Collected, Keys, Sampled, TrainState, Weighted
 
+LEAST_MARGIN = 1e-4  # nats: what is below it is rounding
+
 
 @dataclasses.dataclass(frozen=True)
 class DPOConfig:
@@ -113,17 +115,18 @@ class DPO(OffPolicy):
     def loss(
         self, trainable: Any, constants: Constants, batch: Batch, weights: dict[str, Float[Array, ""]], key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
-        """This micro-batch's share of the loss; `ranked` is the share of pairs that the policy ranks as the reward."""
+        """This micro-batch's share of the loss; `ranked`: the share of pairs that it ranks as the reward."""
         scores, _ = self.score(trainable, constants, batch, key)
         ratios = self.halves(scores.log_pf.sum(axis=1) - batch.own)
         preferred, counts = self.pairs(batch)
         cost = self.penalty(jnp.where(counts, ratios[0] - ratios[1], 0.0), preferred)
         loss = jnp.where(counts, cost, 0.0).sum() / jnp.maximum(weights["pairs"], 1.0)
-        agree = counts & ((ratios[0] > ratios[1]) == (preferred > 0.5))
+        margin = jnp.where(preferred > 0.5, ratios[0] - ratios[1], ratios[1] - ratios[0])
+        agree = counts & (margin > LEAST_MARGIN)
         pairs = counts.sum(dtype=jnp.float32)
         described = {
             "ranked": Weighted(agree.sum(dtype=jnp.float32), pairs),
-            "margin": Weighted(jnp.where(counts, jnp.abs(ratios[0] - ratios[1]), 0.0).sum(), pairs),
+            "margin": Weighted(jnp.where(counts, margin, 0.0).sum(), pairs),
         }
         return loss, {**described, **self.diagnose(batch, scores)}
 

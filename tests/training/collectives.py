@@ -54,7 +54,7 @@ def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stag
         base = LanguageModel(CONFIG, decoder.init_params(jax.random.key(0), CONFIG))
         constants = Constants(
             base=base,
-            prepared=algorithm.reward.prepare(base),
+            prepared=algorithm.given.reward.prepare(base),
             queries=query_of(prompt, answer=answer),
             query_log_weight=jnp.zeros(QUERIES),
             rules=Rules(make_constraint(CONFIG.vocab_size, 5, HORIZON - 1, token_ids=np.arange(ALLOWED)), NoTool()),
