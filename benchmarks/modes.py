@@ -56,7 +56,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, float], int, str]] = {
     "gflownet, tb": ("gflownet", {"tb": 1.0}, EXPLORING, 16, "target"),
     "gflownet, vargrad": ("gflownet", {"vargrad": 1.0}, EXPLORING, 16, "target"),
     "gflownet, vargrad, own rows": ("gflownet", {"vargrad": 1.0}, OWN, 0, "target"),
-    "gflownet, flowrl": ("gflownet", {"flowrl": 1.0}, EXPLORING, 16, "R^(1/T) z^-|Z|"),
+    "gflownet, flowrl": ("gflownet", {"flowrl": 1.0}, EXPLORING, 16, "R^(1/T) z^-length"),
     "gflownet, raptb": ("gflownet", {"raptb": 1.0}, EXPLORING, 16, "target"),
     "weighted_sft": ("weighted_sft", {}, EXPLORING, 16, "target"),
     "weighted_sft, own rows": ("weighted_sft", {}, OWN, 0, "target"),
