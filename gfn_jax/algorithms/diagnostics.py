@@ -5,7 +5,7 @@
     valid, invalid_reward           how many rows are right, and the share of the reward that wrong ones get: what a
                                     policy that follows the reward will be wrong about (where the task can tell)
     log_z, ess                      the importance-sampled estimate of log Z, and how much of a sample carries it
-    elbo                            the mean of log R/T - log q, which is log Z - KL(q || posterior)
+    elbo                            the mean of log R/T - log q: log Z - KL(q || posterior), of the policy's own rows
 
 What is measured over micro-batches adds up leaf by leaf, and `mean()` makes a number of the sum.
 """
@@ -177,7 +177,7 @@ def row_hash(sampled: Rollout) -> Int[Array, " B"]:
 def describe_fit(
     trajectory: Trajectory, scores: PolicyScores, mask: Bool[Array, " B"]
 ) -> dict[str, Weighted | Correlation]:
-    """How the policy and the tempered reward agree on finished rows that the policy drew itself.
+    """How the policy and the tempered reward agree on finished rows, whoever drew them.
 
     Args:
         trajectory: with tempered rewards.
