@@ -122,7 +122,7 @@ def describe_samples(
     distinct = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1, dtype=jnp.float32)
     first = jnp.where(sampled.token_mask[:, 0], sampled.completion[:, 0], -1).reshape(queries, samples)
     alike = (first[:, :, None] == first[:, None, :]).sum(axis=2, dtype=jnp.float32)
-    entropy = -jnp.log(alike / samples).mean(axis=1)
+    entropy = jnp.log(samples / alike).mean(axis=1)
     finished = sampled.stop.any(axis=1).reshape(queries, samples)
     log_reward = jnp.where(sampled.stop, trajectory.log_reward, 0.0).sum(axis=1) / temperature
     log_weight = (log_reward - sampled.log_behavior.sum(axis=1)).reshape(queries, samples)

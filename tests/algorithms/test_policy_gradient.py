@@ -117,7 +117,7 @@ def total_variation(log_q, log_p) -> float:
     return float(divergences(log_q, log_p)["total_variation"])
 
 
-@pytest.mark.parametrize("trial", ["rloo", "grpo", "ppo"])
+@pytest.mark.parametrize("trial", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), "ppo"])
 def test_training_reaches_the_posterior(world, learnt, trial):
     target = world.log_target(TEMPERATURE)
     assert total_variation(world.log_policy(world.constants.base), target) > 0.4  # where training starts

@@ -109,6 +109,7 @@ def test_the_steps_of_an_epoch_read_all_rows_with_their_queries():
     np.testing.assert_allclose(collected.metrics["epochs"], 1.0)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_nats_of_a_completion_and_what_is_refused_weighs_nothing():
     algorithm, constants = algorithm_of(3, 2), constants_of()
     trainable, key = Adapter(random_lora(tiny())), jax.random.key(0)

@@ -191,7 +191,7 @@ class Ran:
 
 
 # One of every kind in CI; with `-m slow` the others, too.
-CORE = ("gflownet", "dpo", "sft", "ppo", OWN, "language_model")
+CORE = ("gflownet", "dpo", "sft", "ppo", "language_model")
 ALL = [pytest.param(name, marks=[] if name in CORE else pytest.mark.slow) for name in INSTANCES]
 
 

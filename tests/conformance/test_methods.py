@@ -1,6 +1,6 @@
 """Every method on every task: it builds, steps are taken, and taken again from where they were interrupted; in CI on
-the smallest task (and supervised fine-tuning, which it has nothing for, on another), with `-m slow` on all. `--dry_run`
-knows the memory of each.
+the smallest task, but for methods that `test_algorithms.py` has there; with `-m slow` on all. `--dry_run` knows the
+memory of each.
 
 What cannot be is refused in one line: a method that needs demonstrations on a task that has none.
 """
@@ -28,7 +28,7 @@ ONE = meshes.MeshConfig(1, 1, 1)
 # STaR is several runs, of supervised fine-tuning on what it has found: tests/runs/test_star.py.
 STEPS = [name for name in ALGORITHMS if algorithm_entry(name).program is None]
 PAIRS = list(itertools.product([*TASKS, OWN], STEPS))
-QUICK = {("random_numbers", method) for method in STEPS} | {("arithmetic", "sft")}
+QUICK = {("random_numbers", method) for method in ("weighted_sft", "reinforce", "rloo", "grpo")}
 # Where a task has nobody's completions to learn from, or nobody who grades them.
 REFUSED = {("sft", task) for task in ("random_numbers", "continuation", OWN)}
 
@@ -78,7 +78,9 @@ def test_steps_are_taken_and_taken_again(task, method):
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after))) > 0
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize(
+    "method", [name if name in ("ppo", "sft") else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+)
 def test_its_memory_is_known(method, monkeypatch):
     monkeypatch.setattr(dry_run, "activations", lambda *args: 0)  # traces the whole loss; tested with the command
     task = "arithmetic" if method in ("sft", "star") else "random_numbers"
