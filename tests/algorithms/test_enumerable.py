@@ -29,6 +29,7 @@ from gfn_jax.types import Collected, Query, Tokens, Trajectory
 OBJECTIVES = ("subtb", "db", "tb", "vargrad")
 # Standard deviation of log R in nats. The targets' entropy is 4.31 of 4.44 nats; 1.26 (one has .61).
 REWARDS = {"flat": 0.5, "peaked": 5.0}
+BOUND = {"flat": 0.001, "peaked": 0.01}  # after as many steps; a peaked target takes longer
 SAMPLES = 64
 BEHAVIOR = {"tempered": 0.25, "exploring": 0.25, "uniform_mix": 1.0}
 MIXED = {"queries": 1, "samples": SAMPLES, "replay_samples": 0, "replay_capacity": 1, **BEHAVIOR}
@@ -98,7 +99,7 @@ def trained(worlds) -> Callable[[str, str], Trainable]:
 def test_training_reaches_the_target(worlds, trained, total_variation, reward, objective):
     world = worlds[reward]
     assert total_variation(world, None) > 0.4  # the base, where training starts
-    assert total_variation(world, trained(reward, objective).lora) <= 0.01
+    assert total_variation(world, trained(reward, objective).lora) <= BOUND[reward]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """How a run is put together, where no other test looks."""
 
+import dataclasses
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
 from gfn_jax.runs.config import read_policy_run
-from gfn_jax.runs.policy import Parts, initial, policy_parts, prompt_copies, rewarded_seeds
+from gfn_jax.runs.policy import Parts, alarm_of, describe_progress, initial, policy_parts, prompt_copies, rewarded_seeds
 from gfn_jax.text.batching import make_seeds
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -107,3 +109,16 @@ def test_samples_that_cannot_be_shared_are_named(samples):
     settings = sampling_settings(queries=1, samples=samples[0], replay_samples=samples[1])
     with pytest.raises(ValueError, match=r"8 devices \(data=4 x fsdp=2\).* cannot share the \d+ samples of a query"):
         prompt_copies(settings, meshes.abstract_mesh(meshes.MeshConfig(4, 2, 1)))
+
+
+def test_a_line_of_progress_says_when_replay_is_stale():
+    """Under the share that the config asks for, and not where nothing is replayed."""
+    evaluator = types.SimpleNamespace(describe=lambda evaluated: "")
+
+    def line(alarm, **metrics):
+        return describe_progress(evaluator, alarm, {"loss": 1.0, **metrics}, {})
+
+    assert line(0.3, replay_ess=0.12).endswith("STALE REPLAY: effective sample size 12% < 30%")
+    assert "STALE" not in line(0.1, replay_ess=0.12) + line(0.3)
+    assert alarm_of(sampling_settings(replay_ess_alarm=0.3)) == 0.3
+    assert alarm_of(dataclasses.replace(sampling_settings(), replay=None)) == 0.0
