@@ -221,11 +221,13 @@ def sampling_logits(
     if len(parts) == 1:
         return next(iter(logits.values()))
     total = sum(parts.values())
-    mixed = [
-        math.log(share / total) + jnp.where(filled, jax.nn.log_softmax(jnp.where(filled, logits[mode], NEGATIVE)), 0.0)
-        for mode, share in parts.items()
-    ]
+    mixed = [math.log(share / total) + log_shares(logits[mode], filled) for mode, share in parts.items()]
     return jnp.where(filled, jax.nn.logsumexp(jnp.stack(mixed), axis=0), -jnp.inf)
+
+
+def log_shares(log_weight: Float[Array, "*b N"], counts: Bool[Array, "*b N"]) -> Float[Array, "*b N"]:
+    """Log of each weight's share in the sum (last axis) of those that count; at most -1e30 elsewhere if any does."""
+    return jax.nn.log_softmax(jnp.where(counts, log_weight, NEGATIVE), axis=-1)
 
 
 def sample(
@@ -254,8 +256,7 @@ def sample(
     logits = sampling_logits(priority, drawn_at, shares, temperature, now, recency_steps)
     slot = jax.random.categorical(key, logits[:, None, :], shape=(example_id.shape[0], num))
     items = jax.tree.map(lambda x: x[example_id[:, None], slot].reshape(-1, *x.shape[2:]), buffer)
-    normaliser = jax.nn.logsumexp(jnp.where(logits > -jnp.inf, logits, NEGATIVE), axis=-1, keepdims=True)
-    chosen = jnp.take_along_axis(jnp.where(logits > -jnp.inf, logits, 0.0), slot, axis=-1) - normaliser
+    chosen = jnp.take_along_axis(log_shares(logits, logits > -jnp.inf), slot, axis=-1)
     rollout = Rollout(
         completion=items.completion,
         token_mask=items.token_mask,

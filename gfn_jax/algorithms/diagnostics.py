@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.types import PolicyScores, Rollout, Trajectory, Weighted
+from gfn_jax.types import Rollout, Trajectory, Weighted
 
 LARGEST_LOG_RATIO = 20.0  # of importance weights, in nats: e^20 of them still add up in float32
 
@@ -100,22 +100,19 @@ def describe(trajectory: Trajectory) -> dict[str, Weighted]:
     }
 
 
-def describe_samples(
-    trajectory: Trajectory, queries: int, temperature: Float[Array, ""] | float
-) -> dict[str, Weighted]:
+def describe_samples(sampled: Rollout, log_weight: Float[Array, " B"], queries: int) -> dict[str, Weighted]:
     """What the fresh rows of each query are like together, averaged over the queries.
 
     Args:
-        trajectory: with untempered rewards; the rows of one query adjacent.
+        sampled: the rows of one query adjacent.
+        log_weight: log of R^(1/T) / q_behaviour in nats; -inf drops a row.
         queries: whose rows they are.
-        temperature: T.
 
     Returns:
         `distinct`: the share of a query's rows that are not the same as an earlier one. `first_token_entropy`: of the
         first tokens' frequencies, in nats. `log_z`: log of the mean of R^(1/T) / q_behaviour, unbiased before the
         logarithm. `ess`: the effective sample size of these weights, as a share of the rows.
     """
-    sampled = trajectory.rollout
     hashes = row_hash(sampled).reshape(queries, -1)
     samples = hashes.shape[1]
     ordered = jnp.sort(hashes, axis=1)
@@ -123,12 +120,10 @@ def describe_samples(
     first = jnp.where(sampled.token_mask[:, 0], sampled.completion[:, 0], -1).reshape(queries, samples)
     alike = (first[:, :, None] == first[:, None, :]).sum(axis=2, dtype=jnp.float32)
     entropy = jnp.log(samples / alike).mean(axis=1)
-    finished = sampled.stop.any(axis=1).reshape(queries, samples)
-    log_reward = jnp.where(sampled.stop, trajectory.log_reward, 0.0).sum(axis=1) / temperature
-    log_weight = (log_reward - sampled.log_behavior.sum(axis=1)).reshape(queries, samples)
-    log_weight = jnp.where(finished, log_weight, -jnp.inf)
-    found = finished.any(axis=1)
-    top = jnp.where(found, log_weight.max(axis=1), 0.0)
+    log_weight = log_weight.reshape(queries, samples)
+    top = log_weight.max(axis=1)
+    found = top > -jnp.inf
+    top = jnp.where(found, top, 0.0)
     weight = jnp.exp(log_weight - top[:, None])
     log_z = top + jnp.log(jnp.where(found, weight.mean(axis=1), 1.0))
     ess = weight.sum(axis=1) ** 2 / jnp.maximum(samples * (weight**2).sum(axis=1), 1e-30)
@@ -175,18 +170,14 @@ def row_hash(sampled: Rollout) -> Int[Array, " B"]:
 
 
 def describe_fit(
-    trajectory: Trajectory, scores: PolicyScores, mask: Bool[Array, " B"]
+    sampled: Rollout, excess: Float[Array, " B"], mask: Bool[Array, " B"]
 ) -> dict[str, Weighted | Correlation]:
     """How the policy and the tempered reward agree on finished rows, whoever drew them.
 
     Args:
-        trajectory: with tempered rewards.
-        scores: of the policy.
+        sampled: the rows.
+        excess: log R/T - log q of each, in nats, without gradient.
         mask: the rows that count.
     """
-    sampled = trajectory.rollout
-    mask &= sampled.stop.any(axis=1)
-    log_reward = jnp.where(sampled.stop, trajectory.log_reward, 0.0).sum(axis=1)
-    excess = jax.lax.stop_gradient(log_reward - scores.log_pf.sum(axis=1))
     length = sampled.token_mask.sum(axis=1, dtype=jnp.float32)
     return {"elbo": of_rows(mask, excess), "length_bias": Correlation.of(length, excess, mask)}

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gfn_jax.algorithms.entry import AlgorithmEntry, Ingredients
+from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.on_task import Adapter, Batch, Memory, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.policy.constraint import Constants
@@ -139,9 +139,6 @@ class DPO(OffPolicy):
         return -logistic - (1 - preferred) * jax.nn.log_sigmoid(-beta * margin)
 
 
-def make(config: DPOConfig, given: Ingredients) -> DPO:
-    """The algorithm of its section."""
-    return DPO(given, config)
-
-
-ALGORITHM = AlgorithmEntry(make=make, section="dpo", config=DPOConfig, off_policy=True)
+ALGORITHM = AlgorithmEntry(
+    make=lambda config, given: DPO(given, config), section="dpo", config=DPOConfig, off_policy=True
+)

@@ -91,8 +91,7 @@ class GFlowNet(OffPolicy):
         measured = self.measure(batch, scores, log_z)
         loss, said = self.objective.loss(measured, weights), self.diagnose(batch, scores)
         if log_z is not None and "flowrl" not in measured:  # whose log Z is another number
-            excess = batch.log_reward - scores.log_pf.sum(axis=1)
-            said["log_z_drift"] = of_rows(batch.used, jax.lax.stop_gradient(log_z - excess))
+            said["log_z_drift"] = of_rows(batch.used, jax.lax.stop_gradient(log_z) - batch.excess(scores))
         if len(measured) > 1:
             said |= self.gradients(batch, scores, log_z, weights)
         if self.objective.smoothing_steps and batch.own is not None:

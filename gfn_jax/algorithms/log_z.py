@@ -7,6 +7,7 @@
 What is learnt moves `Objective.log_z_rate` times as fast as the adapter.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -16,11 +17,11 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from gfn_jax import replay as buffers
-from gfn_jax.algorithms.on_task import OnPolicy
+from gfn_jax.algorithms.on_task import Batch, OnPolicy
 from gfn_jax.models.partition import split_rows
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants
-from gfn_jax.policy.rollout import Behavior, rollout
+from gfn_jax.policy.rollout import Behavior
 
 HIDDEN = 64  # features of the head
 
@@ -107,11 +108,9 @@ def estimated(algorithm: OnPolicy, samples: int, key: jax.Array, constants: Cons
         query = algorithm.spread(jax.tree.map(lambda x: x[place], constants.queries))
         query = jax.tree.map(split_rows, query)
         behavior = Behavior.at(1.0, queries * rows)
-        sampled = rollout(constants.base, query.prompt, constants.rules, behavior, jax.random.fold_in(key, number))
-        log_reward = given.reward.log_reward(constants.base, constants.prepared, query, sampled)
-        tempered = jnp.where(sampled.stop, log_reward, 0).sum(axis=1) / given.sampling.target_temperature
-        log_weight = jnp.where(sampled.stop.any(axis=1), tempered - sampled.log_behavior.sum(axis=1), -jnp.inf)
-        return log_weight.reshape(queries, rows)
+        sampled = algorithm.rewarded(constants.base, constants, query, behavior, jax.random.fold_in(key, number))
+        tempered = dataclasses.replace(sampled, log_reward=sampled.log_reward / given.sampling.target_temperature)
+        return Batch.of(query, tempered).log_weight.reshape(queries, rows)
 
     log_weight = jax.lax.map(one, jnp.arange(chunks * rounds)).reshape(chunks, rounds, queries, rows)
     log_weight = jnp.swapaxes(log_weight, 1, 2).reshape(chunks * queries, rounds * rows)[:total]

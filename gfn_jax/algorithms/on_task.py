@@ -31,7 +31,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora, init_lora
 from gfn_jax.models.partition import split_rows
 from gfn_jax.policy.constraint import Constants
-from gfn_jax.policy.rollout import rollout
+from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.score import score_states
 from gfn_jax.types import Collected, Keys, PolicyScores, PyTree, Query, Sampled, TrainState, Trajectory, Weighted
 
@@ -73,6 +73,15 @@ class Batch:
     def log_reward(self) -> Float[Array, " B"]:
         """Log R/T of each completion in nats; 0 where it did not stop."""
         return jnp.where(self.trajectory.rollout.stop, self.trajectory.log_reward, 0.0).sum(axis=1)
+
+    @property
+    def log_weight(self) -> Float[Array, " B"]:
+        """Log of R^(1/T) / q_behaviour of each completion in nats; -inf where the row does not count."""
+        return jnp.where(self.used, self.log_reward - self.log_behavior, -jnp.inf)
+
+    def excess(self, scores: PolicyScores) -> Float[Array, " B"]:
+        """Log R/T - log q of each completion in nats, without gradient: log Z in every row where q is the posterior."""
+        return jax.lax.stop_gradient(self.log_reward - scores.log_pf.sum(axis=1))
 
     @property
     def used(self) -> Bool[Array, " B"]:
@@ -136,12 +145,18 @@ class OnPolicy(abc.ABC):
             own = keys.part(part[0])
             rows = query.example_id.shape[0] // self.given.copies * self.given.sampling.fresh_samples
             behavior = self.given.sampling.behavior(own.behavior, rows)
-            sampled = rollout(proposal, query.prompt, constants.rules, behavior, own.sample)
-            log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
-            return None, Trajectory(sampled, log_reward)
+            return None, self.rewarded(proposal, constants, query, behavior, own.sample)
 
         _, trajectory = jax.lax.scan(one, None, (jnp.arange(self.given.sampling.micro_batches), queries))
         return Sampled(queries, trajectory)
+
+    def rewarded(
+        self, model: LanguageModel, constants: Constants, query: Query, behavior: Behavior, key: jax.Array
+    ) -> Trajectory:
+        """Rows that a model writes for some queries, and the rewards of their prefixes."""
+        sampled = rollout(model, query.prompt, constants.rules, behavior, key)
+        log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
+        return Trajectory(sampled, log_reward)
 
     def select(self, constants: Constants, key: jax.Array) -> Query:
         """Q distinct queries, drawn by weight without replacement (Gumbel top-k)."""
@@ -166,11 +181,11 @@ class OnPolicy(abc.ABC):
     ) -> tuple[Batch, dict[str, Weighted]]:
         """One micro-batch's fresh rows, and what they are like."""
         tempered = Trajectory(fresh.rollout, fresh.log_reward / temperature)
-        described = describe(fresh) | describe_samples(fresh, query.example_id.shape[0], temperature)
-        batch = Batch.of(query, tempered)
+        batch, queries = Batch.of(query, tempered), query.example_id.shape[0]
+        described = describe(fresh) | describe_samples(fresh.rollout, batch.log_weight, queries)
         if self.given.valid is not None:
             valid = self.given.valid(query, fresh.rollout)
-            described |= describe_validity(batch.log_reward, valid, batch.used, query.example_id.shape[0])
+            described |= describe_validity(batch.log_reward, valid, batch.used, queries)
         return batch, described
 
     def weights(self, batch: Any) -> dict[str, Float[Array, ""]]:
@@ -198,7 +213,7 @@ class OnPolicy(abc.ABC):
 
     def diagnose(self, batch: Batch, scores: PolicyScores) -> dict[str, Measure]:
         """What a step says of the policy on its rows."""
-        return {**describe_fit(batch.trajectory, scores, batch.fresh & batch.row_mask)}
+        return {**describe_fit(batch.trajectory.rollout, batch.excess(scores), batch.fresh & batch.used)}
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ rows are collected, over all of them, and is a constant from there on.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -136,6 +137,21 @@ class PolicyGradient(OnPolicy):
         scores, _ = self.score(trainable, constants, batch.batch, key)
         loss = -jnp.where(batch.chosen, batch.advantage * scores.log_pf, 0.0).sum()
         return loss / jnp.maximum(weights["rows"], 1.0), self.diagnose(batch.batch, scores)
+
+
+def check_rivals(samples: int) -> None:
+    """Raises ValueError where a row has no other of its query to be compared with."""
+    if samples < 2:
+        raise ValueError(f"sampling.samples is {samples}; a row is compared with the others of its query: 2 or more")
+
+
+def compared(
+    batches: Batch, rewards: Float[Array, "P B T"], samples: int, worth: Callable[[Array, Array], Array]
+) -> Experience:
+    """Rows that are worth what `worth` makes of a query's returns, [P, Q, N], and of which of them count."""
+    returns, used = rewards.sum(axis=-1), used_rows(batches)
+    of_query = (*returns.shape[:1], -1, samples)
+    return per_row(batches, worth(returns.reshape(of_query), used.reshape(of_query)).reshape(returns.shape))
 
 
 def used_rows(batches: Batch) -> Bool[Array, "P B"]:

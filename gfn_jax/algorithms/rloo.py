@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.on_task import Batch
-from gfn_jax.algorithms.policy_gradient import Experience, PolicyGradient, per_row, used_rows
+from gfn_jax.algorithms.policy_gradient import Experience, PolicyGradient, check_rivals, compared
 from gfn_jax.algorithms.returns import ReturnConfig
 from gfn_jax.policy.constraint import Constants
 
@@ -30,17 +30,13 @@ class RLOO(PolicyGradient):
     """
 
     def __post_init__(self):
-        if self.given.sampling.samples < 2:
-            raise ValueError("sampling.samples is 1; a row is compared with the others of its query: 2 or more")
+        check_rivals(self.given.sampling.samples)
 
     def experience(
         self, trainable: Any, constants: Constants, batches: Batch, rewards: Float[Array, "P B T"]
     ) -> tuple[Experience, dict[str, Float[Array, ""]]]:
         """Returns, less the mean of the query's other rows'."""
-        returns, used = rewards.sum(axis=-1), used_rows(batches)
-        of_query = (*returns.shape[:1], -1, self.given.sampling.samples)
-        advantage = over_the_others(returns.reshape(of_query), used.reshape(of_query))
-        return per_row(batches, advantage.reshape(returns.shape)), {}
+        return compared(batches, rewards, self.given.sampling.samples, over_the_others), {}
 
 
 def over_the_others(returns: Float[Array, "*b N"], used: Bool[Array, "*b N"]) -> Float[Array, "*b N"]:

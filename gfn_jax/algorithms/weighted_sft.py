@@ -30,7 +30,6 @@ from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.on_task import Batch, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.types import Query, Trajectory, Weighted
 
@@ -106,16 +105,11 @@ class WeightedSFT(OffPolicy):
             self.by_query, (batch.log_reward, scores.log_pf.sum(axis=1), batch.own.log_proposal, batch.own.counts)
         )
         found = counts.any(axis=1)
-        weight = jnp.exp(log_shares(log_reward - log_proposal, counts))
-        fitted = log_shares(log_q - log_proposal, counts) if self.config.control_variate else log_q
+        weight = jnp.exp(buffers.log_shares(log_reward - log_proposal, counts))
+        fitted = buffers.log_shares(log_q - log_proposal, counts) if self.config.control_variate else log_q
         loss = -jnp.sum(jnp.where(counts, weight * fitted, 0.0)) / jnp.maximum(weights["queries"], 1.0)
         size = 1 / jnp.maximum(jnp.sum(weight**2, axis=1), 1e-9) / weight.shape[1]
         return loss, {"weight_ess": of_rows(found, size), **self.diagnose(batch, scores)}
-
-
-def log_shares(log_weight: Float[Array, "Q N"], counts: Bool[Array, "Q N"]) -> Float[Array, "Q N"]:
-    """The logarithms of a query's weights as shares of their sum over the rows that count; about -1e30 elsewhere."""
-    return jax.nn.log_softmax(jnp.where(counts, log_weight, NEGATIVE), axis=1) + jnp.where(counts, 0.0, NEGATIVE)
 
 
 def stored(buffer: buffers.ReplayBuffer, example_id: Int[Array, " Q"], trajectory: Trajectory) -> Bool[Array, " B"]:

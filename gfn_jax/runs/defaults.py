@@ -8,6 +8,8 @@ here or from its config file, never from a dataclass: where one has defaults (Lo
 Objective), they are for use from Python.
 """
 
+from typing import Any
+
 import ml_collections
 
 
@@ -76,36 +78,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "contrastive_margin": 0.0,
         "smoothing_steps": 0,
     }
-    config.sft = {"learn": "completion"}
-    config.weighted_sft = {"proposal": "policy", "control_variate": True}
-    config.dpo = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
-    config.star = {
-        "rounds": 3,
-        "samples": 4,
-        "shots": 0,
-        "temperature": 1.0,
-        "batch": 100,
-        "rationalisation": True,
-        "learn": "completion",
-        "growth": 1.2,
-    }
-    returns = {
-        "target": "posterior",
-        "beta": 0.2,
-        "kl_target": ml_collections.config_dict.placeholder(float),
-        "kl_horizon": 10_000.0,
-    }
-    config.reinforce = {**returns, "target": "reward"}
-    config.rloo = dict(returns)
-    config.grpo = {**returns, "epochs": 2, "minibatches": 1, "clip": 0.2}
-    config.ppo = {
-        **config.grpo,
-        "epochs": 4,
-        "gae_lambda": 0.95,
-        "whiten": True,
-        "value_clip": 1.0,
-        "value_coefficient": 0.1,
-    }
+    config.update(method_sections())
     config.optimizer = {
         "learning_rate": 1e-3,
         "warmup_steps": 10,
@@ -128,3 +101,39 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "function": ml_collections.config_dict.placeholder(str),
     }
     return config
+
+
+def method_sections() -> dict[str, dict[str, Any]]:
+    """The algorithms' own sections."""
+    sections: dict[str, dict[str, Any]] = {}
+    sections["sft"] = {"learn": "completion"}
+    sections["weighted_sft"] = {"proposal": "policy", "control_variate": True}
+    sections["dpo"] = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
+    sections["star"] = {
+        "rounds": 3,
+        "samples": 4,
+        "shots": 0,
+        "temperature": 1.0,
+        "batch": 100,
+        "rationalisation": True,
+        "learn": "completion",
+        "growth": 1.2,
+    }
+    returns = {
+        "target": "posterior",
+        "beta": 0.2,
+        "kl_target": ml_collections.config_dict.placeholder(float),
+        "kl_horizon": 10_000.0,
+    }
+    sections["reinforce"] = {**returns, "target": "reward"}
+    sections["rloo"] = dict(returns)
+    sections["grpo"] = {**returns, "epochs": 2, "minibatches": 1, "clip": 0.2}
+    sections["ppo"] = {
+        **sections["grpo"],
+        "epochs": 4,
+        "gae_lambda": 0.95,
+        "whiten": True,
+        "value_clip": 1.0,
+        "value_coefficient": 0.1,
+    }
+    return sections
