@@ -18,6 +18,7 @@ LEVELS = (
     {"datasets", "interfaces"},
     {"policy"},
     {"rewards", "replay", "environments", "worlds"},
+    {"samplers"},
     {"evaluation", "training"},  # a step knows no algorithm, an evaluator no task
     {"tasks", "algorithms"},  # a task says what is wanted, an algorithm how it is learnt
     {"runs"},
