@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.types import Collected, Keys, PyTree, Query, Rollout, Sampled, TrainState, Trajectory
+from gfn_jax.types import Collected, Keys, Prefix, PyTree, Query, Rollout, Sampled, TrainState, Trajectory
 
 
 class Environment(Protocol):
@@ -38,6 +38,38 @@ class Reward(Protocol):
 
     def log_reward(self, model: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
+
+
+@runtime_checkable
+class Incremental(Reward, Protocol):
+    """A reward that can also follow completions while they are written, a chunk of k columns at a time.
+
+    What it knows of the rows is a pytree of arrays with the rows leading and of `KeyValues`, so that rows can be copied
+    (`models.decoder.follow`); what a query's rows have in common is kept apart, in `fixed`.
+    """
+
+    def begin(
+        self, model: LanguageModel, prepared: PyTree, query: Query, shape: tuple[int, int, int], answers: bool
+    ) -> tuple[PyTree, PyTree, Prefix]:
+        """(fixed, state, the empty prefix [B]) for a shape of (rows, columns of Z, columns a chunk).
+
+        With `answers` False, log R is not asked for and not computed.
+        """
+
+    def extend(
+        self,
+        model: LanguageModel,
+        prepared: PyTree,
+        fixed: PyTree,
+        state: PyTree,
+        tokens: Int[Array, "B k"],
+        mask: Bool[Array, "B k"],
+        column: Int[Array, ""],
+    ) -> tuple[PyTree, Prefix]:
+        """The state after k more columns, from `column` on, and the prefixes [B, k] that end with each of them.
+
+        `mask` is False behind the end of Z, where values mean nothing.
+        """
 
 
 class Measure(Protocol):

@@ -74,6 +74,19 @@ class Trajectory:
 
 
 @struct.dataclass
+class Prefix:
+    """What a reward makes of unfinished completions, in nats.
+
+    Attributes:
+        log_prefix: what it gives the tokens so far, without looking ahead: log p_LM(z_1:t | X); 0 where it has none.
+        log_reward: log R of stopping here; None where that was not asked for.
+    """
+
+    log_prefix: Float[Array, "*rows"]
+    log_reward: Float[Array, "*rows"] | None
+
+
+@struct.dataclass
 class Sampled:
     """What a step has sampled, in P micro-batches of Q / P queries."""
 

@@ -13,7 +13,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
 from gfn_jax import replay as buffers
@@ -21,43 +20,8 @@ from gfn_jax.algorithms.on_task import Batch, OnPolicy
 from gfn_jax.models.partition import split_rows
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.policy.head import Head
 from gfn_jax.policy.rollout import Behavior
-
-HIDDEN = 64  # features of the head
-
-
-@struct.dataclass
-class Head:
-    """A perceptron of one hidden layer, whose output is 0 before the first step.
-
-    It reads the hidden state without gradient: log Z's error would otherwise move what the next tokens are read off,
-    and the policy would no longer be trained by its balance alone. The state is the adapted model's, so log Z
-    follows the policy. The output averages its features and does not sum them: under Adam, a step then moves log Z
-    about as far as it moves the table of a learnt one.
-
-    Attributes:
-        inner, inner_bias: to the features.
-        outer, bias: from their mean to log Z / `log_z_rate`.
-    """
-
-    inner: Float[Array, "E H"]
-    inner_bias: Float[Array, " H"]
-    outer: Float[Array, " H"]
-    bias: Float[Array, " 1"]
-
-    @classmethod
-    def init(cls, key: jax.Array, width: int) -> "Head":
-        """One for hidden states of that width."""
-        inner = jax.random.normal(key, (width, HIDDEN)) / math.sqrt(width)
-        return cls(inner, jnp.zeros((HIDDEN,)), jnp.zeros((HIDDEN,)), jnp.zeros((1,)))
-
-    def __call__(self, hidden: Float[Array, "B E"]) -> Float[Array, " B"]:
-        """Of each row, the state's scale being left out."""
-        x = jax.lax.stop_gradient(hidden).astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-        features = jax.nn.gelu(x @ self.inner + self.inner_bias)
-        return jnp.mean(features * self.outer, axis=-1) + self.bias
-
 
 LogZ = Float[Array, " E"] | Head | None
 

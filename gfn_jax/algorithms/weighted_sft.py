@@ -31,7 +31,7 @@ from gfn_jax.algorithms.on_task import Batch, OffPolicy
 from gfn_jax.interfaces import Measure
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constants
-from gfn_jax.types import Query, Trajectory, Weighted
+from gfn_jax.types import PolicyScores, Query, Trajectory, Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +92,21 @@ class WeightedSFT(OffPolicy):
         """How many queries have a row that counts."""
         return {"queries": self.by_query(batch.own.counts).any(axis=1).sum(dtype=jnp.float32)}
 
-    def by_query(self, rows: Shaped[Array, " B"]) -> Shaped[Array, "Q N"]:
+    def by_query(self, rows: Shaped[Array, "*rows"]) -> Shaped[Array, "Q N *rest"]:
         """A query's rows side by side."""
-        return rows.reshape(-1, self.given.sampling.samples)
+        return rows.reshape(-1, self.given.sampling.samples, *rows.shape[1:])
 
     def loss(
         self, trainable: Any, constants: Constants, batch: Batch, weights: dict[str, Float[Array, ""]], key: jax.Array
     ) -> tuple[Float[Array, ""], dict[str, Measure]]:
         """This micro-batch's share of the loss; `weight_ess`: the w's effective sample size, as a share of N."""
         scores, _ = self.score(trainable, constants, batch, key)
+        return self.likelihood(batch, scores, weights)
+
+    def likelihood(
+        self, batch: Batch, scores: PolicyScores, weights: dict[str, Float[Array, ""]]
+    ) -> tuple[Float[Array, ""], dict[str, Measure]]:
+        """The loss of rows that have been scored."""
         log_reward, log_q, log_proposal, counts = map(
             self.by_query, (batch.log_reward, scores.log_pf.sum(axis=1), batch.own.log_proposal, batch.own.counts)
         )

@@ -21,9 +21,10 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
-from gfn_jax.types import Params, Tokens
+from gfn_jax.types import Params, PyTree, Tokens
 
 VOCABULARY_BLOCK = 2048  # columns of the head whose logits are held at once while only their sum is wanted
+COPIED_COLUMNS = 8  # of a cache that are copied at once
 
 
 def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Params:
@@ -69,6 +70,35 @@ def empty_cache(config: ModelConfig, rows: int, length: int, dtype=jnp.float32) 
     return KeyValues(
         k=zeros, v=zeros, mask=jnp.zeros((rows, length), bool), positions=jnp.zeros((rows, length), jnp.int32)
     )
+
+
+def follow(tree: PyTree, parents: Int[Array, " B"], columns: Int[Array, ""] | int) -> PyTree:
+    """Row b becomes a copy of row `parents[b]`, where the two have their prompts and positions in common.
+
+    Args:
+        tree: arrays with B rows leading, and caches of B rows.
+        parents: each row's.
+        columns: how many columns of the caches hold anything: only those are copied, a few at a time.
+    """
+
+    def copy(x: Any) -> Any:
+        if not isinstance(x, KeyValues):
+            return x[parents]
+        length = x.k.shape[3]
+        width = min(COPIED_COLUMNS, length)
+
+        def piece(number: Array, room: tuple[Array, Array]) -> tuple[Array, Array]:
+            begin = jnp.minimum(number * width, length - width)  # the last piece overlaps the one before it
+            fresh = (begin + jnp.arange(width) >= number * width)[:, None]
+            old = [jax.lax.dynamic_slice_in_dim(part, begin, width, axis=3) for part in room]
+            new = [jnp.where(fresh, part[:, parents], part) for part in old]
+            k, v = (jax.lax.dynamic_update_slice_in_dim(*pair, begin, axis=3) for pair in zip(room, new, strict=True))
+            return k, v
+
+        k, v = jax.lax.fori_loop(0, -(-columns // width), piece, (x.k, x.v))
+        return dataclasses.replace(x, k=k, v=v)
+
+    return jax.tree.map(copy, tree, is_leaf=lambda x: isinstance(x, KeyValues))
 
 
 @struct.dataclass

@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.types import Query, Rollout
+from gfn_jax.rewards.machine import Machine
 
 _LETTER = re.compile(r"\w")
+Words = tuple[Int[Array, "*rows"], Int[Array, "*rows"]]  # unfinished word, bit set of words seen
 
 
 @dataclasses.dataclass(frozen=True)
-class AutomatonReward:
+class AutomatonReward(Machine):
     """A deterministic automaton over token ids.
 
     Attributes:
@@ -43,22 +44,21 @@ class AutomatonReward:
         """The tables, on the device."""
         return jnp.asarray(self.following, jnp.int32), jnp.asarray(self.value, jnp.float32)
 
-    def log_reward(
-        self, model: LanguageModel, prepared: tuple[Array, Array], query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
-        """The value of every prefix's state."""
-        following, value = prepared
+    def first(self, rows: int) -> Int[Array, " B"]:
+        """State 0."""
+        return jnp.zeros((rows,), jnp.int32)
 
-        def read(state: Array, token: Array) -> tuple[Array, Array]:
-            return following[state, token], state
+    def read(self, prepared: tuple[Array, Array], state: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
+        """As the table says."""
+        return prepared[0][state, token]
 
-        start = jnp.zeros(rollout.completion.shape[0], jnp.int32)
-        _, states = jax.lax.scan(read, start, rollout.completion.T)
-        return value[states.T]
+    def worth(self, prepared: tuple[Array, Array], state: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+        """The state's value."""
+        return prepared[1][state]
 
 
 @dataclasses.dataclass(frozen=True)
-class WordReward:
+class WordReward(Machine):
     """-penalty for every required word that is missing and every forbidden one that is there.
 
     Words are runs of letters, digits and underscores, whatever their case. The automaton's state is the unfinished
@@ -82,19 +82,22 @@ class WordReward:
         """The tables, on the device."""
         return jnp.asarray(self.following), jnp.asarray(self.completes), jnp.asarray(self.at_end)
 
-    def log_reward(
-        self, model: LanguageModel, prepared: tuple[Array, Array, Array], query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
-        """The penalties of every prefix."""
-        following, completes, at_end = prepared
+    def first(self, rows: int) -> Words:
+        """No word begun, none seen."""
+        zeros = jnp.zeros((rows,), jnp.int32)
+        return zeros, zeros
 
-        def read(state: tuple[Array, Array], token: Array) -> tuple[tuple[Array, Array], Array]:
-            part, seen = state
-            return (following[part, token], seen | completes[part, token]), seen | at_end[part]
+    def read(self, prepared: tuple[Array, Array, Array], state: Words, token: Int[Array, " B"]) -> Words:
+        """The unfinished word after a token, and the words seen."""
+        following, completes, _ = prepared
+        part, seen = state
+        return following[part, token], seen | completes[part, token]
 
-        start = jnp.zeros(rollout.completion.shape[0], jnp.int32)
-        _, seen = jax.lax.scan(read, (start, start), rollout.completion.T)
-        wrong = jax.lax.population_count(seen.T ^ self.required)  # missing ones, and forbidden ones
+    def worth(self, prepared: tuple[Array, Array, Array], state: Words) -> Float[Array, "*rows"]:
+        """The penalties of ending here."""
+        part, seen = state
+        seen = seen | prepared[2][part]
+        wrong = jax.lax.population_count(seen ^ self.required)  # missing ones, and forbidden ones
         return -self.penalty * wrong.astype(jnp.float32)
 
 

@@ -5,16 +5,17 @@ contrastive p(X Z)^a p(Z)^b, and any of them under a constraint.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from gfn_jax.interfaces import Reward
+from gfn_jax.interfaces import Incremental, Reward
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
-from gfn_jax.types import PyTree, Query, Rollout, Tokens
+from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,51 @@ class Product:
         ]
         return sum(terms[1:], terms[0])
 
+    def begin(
+        self, model: LanguageModel, prepared: tuple[Any, ...], query: Query, shape: tuple[int, int, int], answers: bool
+    ) -> tuple[PyTree, PyTree, Prefix]:
+        """Each factor's own; as `interfaces.Incremental` has it."""
+        begun = [
+            incremental(factor).begin(model, kept, query, shape, answers)
+            for factor, kept in zip(self.factors, prepared, strict=True)
+        ]
+        fixed, state, prefixes = zip(*begun, strict=True)
+        return fixed, state, self._product(prefixes)
+
+    def extend(
+        self,
+        model: LanguageModel,
+        prepared: tuple[Any, ...],
+        fixed: tuple[Any, ...],
+        state: tuple[Any, ...],
+        tokens: Int[Array, "B k"],
+        mask: Bool[Array, "B k"],
+        column: Int[Array, ""],
+    ) -> tuple[PyTree, Prefix]:
+        """Each factor's own; as `interfaces.Incremental` has it."""
+        extended = [
+            incremental(factor).extend(model, kept, common, own, tokens, mask, column)
+            for factor, kept, common, own in zip(self.factors, prepared, fixed, state, strict=True)
+        ]
+        states, prefixes = zip(*extended, strict=True)
+        return states, self._product(prefixes)
+
+    def _product(self, prefixes: Sequence[Prefix]) -> Prefix:
+        """R = prod R_i ^ w_i of prefixes, and so of what is given without looking ahead."""
+        powers = [jax.tree.map(lambda x, w=w: w * x, prefix) for w, prefix in zip(self.weights, prefixes, strict=True)]
+        return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *powers)
+
+
+def incremental(reward: Reward) -> Incremental:
+    """The reward itself.
+
+    Raises:
+        ValueError: it can only be asked about whole completions.
+    """
+    if not isinstance(reward, Incremental):
+        raise ValueError(f"{type(reward).__name__} cannot follow a completion: it has no `begin` and `extend`")
+    return reward
+
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
@@ -57,6 +103,20 @@ class Adapted:
         adapter, kept = prepared
         return self.reward.log_reward(model.adapted(adapter), kept, query, rollout)
 
+    def begin(
+        self, model: LanguageModel, prepared: tuple[Lora, Any], query: Query, shape: tuple[int, int, int], answers: bool
+    ) -> tuple[PyTree, PyTree, Prefix]:
+        """As `interfaces.Incremental` has it."""
+        adapter, kept = prepared
+        return incremental(self.reward).begin(model.adapted(adapter), kept, query, shape, answers)
+
+    def extend(
+        self, model: LanguageModel, prepared: tuple[Lora, Any], fixed: PyTree, state: PyTree, *chunk: Array
+    ) -> tuple[PyTree, Prefix]:
+        """As `interfaces.Incremental` has it."""
+        adapter, kept = prepared
+        return incremental(self.reward).extend(model.adapted(adapter), kept, fixed, state, *chunk)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rearranged:
@@ -72,6 +132,18 @@ class Rearranged:
     def log_reward(self, model: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
         """Log R of the rearranged query."""
         return self.reward.log_reward(model, prepared, self.arrange(query), rollout)
+
+    def begin(
+        self, model: LanguageModel, prepared: PyTree, query: Query, shape: tuple[int, int, int], answers: bool
+    ) -> tuple[PyTree, PyTree, Prefix]:
+        """As `interfaces.Incremental` has it."""
+        return incremental(self.reward).begin(model, prepared, self.arrange(query), shape, answers)
+
+    def extend(
+        self, model: LanguageModel, prepared: PyTree, fixed: PyTree, state: PyTree, *chunk: Array
+    ) -> tuple[PyTree, Prefix]:
+        """As `interfaces.Incremental` has it."""
+        return incremental(self.reward).extend(model, prepared, fixed, state, *chunk)
 
 
 def without_context(query: Query, start: Int[Array, " S"]) -> Query:

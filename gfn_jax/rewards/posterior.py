@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import repeat_rows
-from gfn_jax.types import Query, Rollout, Tokens
+from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
 
 
 @struct.dataclass
@@ -79,36 +79,128 @@ class PosteriorReward:
         log_z = jnp.where(rollout.token_mask, log_probs[..., 0], 0.0)
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
         log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
-        width = answer.ids.shape[1]
-        if width > 1:
-            blocks = hidden[:, horizon - 1 :].reshape(rows, horizon, width - 1, -1)
-            rest = jnp.broadcast_to(answer.ids[:, None, 1:], (rows, horizon, width - 1))
-            rest_log_probs = token_log_probs(head, blocks, rest[..., None])[..., 0]
-            log_y = log_y + jnp.where(answer.mask[:, None, 1:], rest_log_probs, 0.0).sum(-1)
+        if answer.ids.shape[1] > 1:
+            log_y = log_y + rest_log_probs(head, hidden[:, horizon - 1 :], answer)
         log_reward = log_z + log_y
         if self.released_min_length:
             log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
         return log_reward
+
+    def begin(
+        self, model: LanguageModel, prepared: Context, query: Query, shape: tuple[int, int, int], answers: bool
+    ) -> tuple[PyTree, PyTree, Prefix]:
+        """As `interfaces.Incremental` has it: a row's own keys, and room for blocks, which the next chunk overwrites.
+
+        Raises:
+            ValueError: with `released_min_length`, which no prefix can tell of.
+        """
+        if self.released_min_length:
+            raise ValueError("released_min_length writes over rewards: prefixes cannot be followed with it")
+        rows, columns, chunk = shape
+        queries = query.example_id.shape[0]
+        past = () if prepared.demonstrations is None else (prepared.demonstrations,)
+        hidden, shared = decoder.prefill(model, query.context, past)
+        hidden, past, answer = hidden[:, -1], (*past, shared), query.answer if answers else None
+        log_reward, width = None, 0
+        if answer is not None:  # what follows the empty prefix is the same in all rows of a query
+            head, width = decoder.select_head(model), answer.ids.shape[1] - 1
+            first = token_log_probs(head, hidden, answer.ids[:, :1])[:, 0]
+            log_reward = jnp.where(answer.mask[:, 0], first, 0.0)
+            if width:
+                offsets, visible = layout(0, np.zeros(1, int), width)
+                positions = decoder.past_length(past, queries)[:, None] + offsets
+                block, _ = decoder.forward(model, answer.ids[:, :-1], positions, jnp.asarray(visible[None]), past)
+                log_reward = log_reward + rest_log_probs(head, block, answer)[:, 0]
+        room = decoder.empty_cache(model.shape, rows, -(-columns // chunk) * chunk + chunk * width, hidden.dtype)
+        answer, hidden, log_reward = jax.tree.map(
+            lambda x: repeat_rows(x, rows // queries), (answer, hidden, log_reward)
+        )
+        log_prefix = jnp.zeros((rows,))
+        return (
+            (past, decoder.past_length(past, rows), answer),
+            (room, hidden, log_prefix),
+            Prefix(log_prefix, log_reward),
+        )
+
+    def extend(
+        self,
+        model: LanguageModel,
+        prepared: Context,
+        fixed: PyTree,
+        state: PyTree,
+        tokens: Int[Array, "B k"],
+        mask: Bool[Array, "B k"],
+        column: Int[Array, ""],
+    ) -> tuple[PyTree, Prefix]:
+        """One pass over k tokens of Z and, behind each of them, Y: the packed reward's next piece."""
+        past, start, answer = fixed
+        room, last, log_prefix = state
+        chunk = tokens.shape[1]
+        ids, width = tokens, 0
+        if answer is not None:
+            ids, width = with_blocks(tokens, answer.ids, chunk), answer.ids.shape[1] - 1
+        offsets, visible = layout(chunk, np.arange(1, chunk + 1), width)
+        places = jnp.arange(room.mask.shape[1])
+        own = jnp.zeros((len(offsets), len(places)), bool)
+        own = jax.lax.dynamic_update_slice(own, jnp.asarray(visible), (0, column))
+        sees, positions = (own | (places < column))[None], (start + column)[:, None] + offsets
+        hidden, room = decoder.forward(model, ids, positions, sees, past, room, column)
+        head, states = decoder.select_head(model), jnp.concatenate([last[:, None], hidden[:, :chunk]], axis=1)
+        targets = jnp.pad(tokens, ((0, 0), (0, 1)))[..., None]
+        if answer is not None:  # each state but the last predicts two tokens, as in the packed pass
+            first = jnp.broadcast_to(answer.ids[:, :1, None], targets.shape)
+            targets = jnp.concatenate([targets, first], axis=-1)
+        log_probs = token_log_probs(head, states, targets, prepared.penalty)
+        log_prefix = log_prefix[:, None] + jnp.cumsum(jnp.where(mask, log_probs[:, :-1, 0], 0.0), axis=1)
+        log_reward = None
+        if answer is not None:
+            log_reward = log_prefix + jnp.where(answer.mask[:, :1], log_probs[:, 1:, 1], 0.0)
+            if width:
+                log_reward = log_reward + rest_log_probs(head, hidden[:, chunk:], answer)
+        return (room, hidden[:, chunk - 1], log_prefix[:, -1]), Prefix(log_prefix, log_reward)
 
 
 def pack(
     completion: Int[Array, "B T"], answer: Int[Array, "B Y"]
 ) -> tuple[Int[Array, "B S"], Int[np.ndarray, " S"], Array]:
     """The packed tokens, their positions after the context, and who sees whom ([1, S, S]); S = T - 1 + T (Y - 1)."""
-    rows, horizon = completion.shape
-    width = answer.shape[1] - 1
-    blocks = jnp.broadcast_to(answer[:, None, :-1], (rows, horizon, width)).reshape(rows, -1)
-    ids = jnp.concatenate([completion[:, :-1], blocks], axis=1)
-    z = np.arange(horizon - 1)
-    state, column = (index.ravel() for index in np.meshgrid(np.arange(horizon), np.arange(width), indexing="ij"))
+    horizon, width = completion.shape[1], answer.shape[1] - 1
+    offsets, visible = layout(horizon - 1, np.arange(horizon), width)
+    return with_blocks(completion[:, :-1], answer, horizon), offsets, jnp.asarray(visible[None])
+
+
+def with_blocks(tokens: Int[Array, "B Z"], answer: Int[Array, "B Y"], states: int) -> Int[Array, "B S"]:
+    """Tokens of Z, then Y less its last token once for each of some states."""
+    blocks = jnp.broadcast_to(answer[:, None, :-1], (len(tokens), states, answer.shape[1] - 1))
+    return jnp.concatenate([tokens, blocks.reshape(len(tokens), -1)], axis=1)
+
+
+def layout(
+    length: int, states: Int[np.ndarray, " k"], width: int
+) -> tuple[Int[np.ndarray, " S"], Bool[np.ndarray, "S S"]]:
+    """Positions, and who sees whom, of `length` tokens of Z and a block of `width` tokens behind some of its prefixes.
+
+    `states` says how many tokens of Z each block stands behind; S = length + k width.
+    """
+    z = np.arange(length)
+    state, column = (index.ravel() for index in np.meshgrid(states, np.arange(width), indexing="ij"))
     offsets = np.concatenate([z, state + column])
     # A Z token is "state k, no block"; a Y token sees Z up to its state, and its own block up to itself.
-    in_block = np.concatenate([np.zeros(horizon - 1, bool), np.ones(len(state), bool)])
+    in_block = np.concatenate([np.zeros(length, bool), np.ones(len(state), bool)])
     prefix = np.concatenate([z + 1, state])  # how many tokens of Z each position sees
-    block = np.concatenate([np.full(horizon - 1, -1), state])
+    block = np.concatenate([np.full(length, -1), state])
     sees_z = ~in_block[None, :] & (np.concatenate([z, state])[None, :] < prefix[:, None])
     sees_block = in_block[None, :] & (block[:, None] == block[None, :]) & (offsets[:, None] >= offsets[None, :])
-    return ids, offsets, jnp.asarray((sees_z | sees_block)[None])
+    return offsets, sees_z | sees_block
+
+
+def rest_log_probs(head: decoder.Head, blocks: Float[Array, "B R E"], answer: Tokens) -> Float[Array, "B k"]:
+    """Log p of Y's tokens but the first, behind k prefixes whose blocks of Y - 1 hidden states follow each other."""
+    rows, width = len(blocks), answer.ids.shape[1] - 1
+    blocks = blocks.reshape(rows, -1, width, blocks.shape[-1])
+    rest = jnp.broadcast_to(answer.ids[:, None, 1:], blocks.shape[:3])
+    log_probs = token_log_probs(head, blocks, rest[..., None])[..., 0]
+    return jnp.where(answer.mask[:, None, 1:], log_probs, 0.0).sum(-1)
 
 
 def token_log_probs(

@@ -2,16 +2,15 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.types import Query, Rollout
+from gfn_jax.rewards.machine import Machine
 
 
 @dataclasses.dataclass(frozen=True)
-class TableReward:
+class TableReward(Machine):
     """log R of every sequence of an enumerable world, from a table.
 
     Sequences over A tokens are the nodes of an A-ary tree in breadth-first order: the child of node i by token
@@ -25,12 +24,14 @@ class TableReward:
         """The table itself."""
         return self.table
 
-    def log_reward(self, model: LanguageModel, prepared: Array, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
-        """Looks every prefix up."""
+    def first(self, rows: int) -> Int[Array, " B"]:
+        """The empty sequence's node."""
+        return jnp.zeros((rows,), jnp.int32)
 
-        def child(node: Array, token: Array) -> tuple[Array, Array]:
-            return jnp.minimum(node * self.arity + token + 1, len(prepared) - 1), node
+    def read(self, prepared: Array, state: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
+        """The node of the sequence with one more token."""
+        return jnp.minimum(state * self.arity + token + 1, len(prepared) - 1)
 
-        start = jnp.zeros(rollout.completion.shape[0], jnp.int32)
-        _, nodes = jax.lax.scan(child, start, rollout.completion.T)
-        return prepared[nodes.T]
+    def worth(self, prepared: Array, state: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+        """The table's entry."""
+        return prepared[state]

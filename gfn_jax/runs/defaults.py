@@ -108,6 +108,7 @@ def method_sections() -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     sections["sft"] = {"learn": "completion"}
     sections["weighted_sft"] = {"proposal": "policy", "control_variate": True}
+    sections["ctl"] = {**sections["weighted_sft"], "value_rate": 30.0}
     sections["dpo"] = {"beta": 0.1, "labels": "rank", "ipo": False, "round_steps": 0}
     sections["star"] = {
         "rounds": 3,

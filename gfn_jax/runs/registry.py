@@ -21,6 +21,7 @@ TASKS: dict[str, str] = {
 ALGORITHMS: dict[str, str] = {
     "gflownet": "gfn_jax.algorithms.gflownet:ALGORITHM",
     "weighted_sft": "gfn_jax.algorithms.weighted_sft:ALGORITHM",
+    "ctl": "gfn_jax.algorithms.ctl:ALGORITHM",
     "dpo": "gfn_jax.algorithms.dpo:ALGORITHM",
     "sft": "gfn_jax.algorithms.sft:ALGORITHM",
     "star": "gfn_jax.runs.star:ALGORITHM",

@@ -16,11 +16,11 @@ from tiny_worlds import sampling_settings
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet, OfStep
-from gfn_jax.algorithms.log_z import Head
 from gfn_jax.algorithms.on_task import Batch
 from gfn_jax.evaluation.enumeration import World, divergences, random_world
 from gfn_jax.models.lora import init_lora
 from gfn_jax.objectives.mixture import Objective
+from gfn_jax.policy.head import Head
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
 from gfn_jax.types import Collected, Keys, Query, Tokens, Trajectory

@@ -49,6 +49,7 @@ OWN = "algorithms.reinforce:ALGORITHM"
 SETTINGS: dict[str, dict[str, Any]] = {
     "gflownet": {},
     "weighted_sft": {},
+    "ctl": {},
     "dpo": {"round_steps": 2},
     "sft": {},
     "star": {},
