@@ -16,7 +16,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, StepShape
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
@@ -47,8 +47,19 @@ class Parts:
     calls: dict[str, Callable[[], Any]]
 
 
-def step_parts(config: ml_collections.ConfigDict) -> Parts:
-    """Random weights of the config's shape, and the compiled parts of a step on them.
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Random weights and tokens of a config's shape, before anything is compiled; `policy` has a fresh adapter."""
+
+    model: ModelConfig
+    lora: LoraConfig
+    reward: PosteriorReward
+    constants: Constants
+    policy: LanguageModel
+
+
+def ready(config: ml_collections.ConfigDict) -> Ready:
+    """What a config describes.
 
     Raises:
         ValueError: a shape that does not fit together.
@@ -70,13 +81,7 @@ def step_parts(config: ml_collections.ConfigDict) -> Parts:
         answer=tokens(config.queries, config.answer),
     )
     reward = PosteriorReward(demonstrations=tokens(1, config.few_shot) if config.few_shot else None)
-    common = policy_config("benchmark")
-    common.sampling.update({"queries": config.queries, "samples": config.samples})
-    common.exploration.tempered, common.replay.samples = 0.5, 0
-    sampling = read_sampling(common, ALGORITHM)
-    objective = Objective(terms=(("subtb", 1.0),), normalization="released_mean")
-    algorithm = GFlowNet(Ingredients(reward, sampling, lora, objective, config.remat))
-    start = next(keys)
+    policy = base.adapted(init_lora(next(keys), model, lora))
     constants = Constants(
         base=base,
         prepared=jax.jit(reward.prepare)(base),
@@ -85,6 +90,23 @@ def step_parts(config: ml_collections.ConfigDict) -> Parts:
         rules=rules,
         root=next(keys),
     )
+    return Ready(model, lora, reward, constants, policy)
+
+
+def step_parts(config: ml_collections.ConfigDict) -> Parts:
+    """The compiled parts of a step on what a config describes.
+
+    Raises:
+        ValueError: a shape that does not fit together.
+    """
+    given = ready(config)
+    constants, rules = given.constants, given.constants.rules
+    common = policy_config("benchmark")
+    common.sampling.update({"queries": config.queries, "samples": config.samples})
+    common.exploration.tempered, common.replay.samples = 0.5, 0
+    sampling = read_sampling(common, ALGORITHM)
+    objective = Objective(terms=(("subtb", 1.0),), normalization="released_mean")
+    algorithm = GFlowNet(Ingredients(given.reward, sampling, given.lora, objective, config.remat))
     shape = StepShape(
         queries=config.queries,
         samples=config.samples,
@@ -96,9 +118,9 @@ def step_parts(config: ml_collections.ConfigDict) -> Parts:
         allowed=len(rules.constraint.token_ids),
     )
     optimizer = optax.adamw(1e-4)
-    state = init_state(algorithm, optimizer, start, constants)
-    calls = _calls(algorithm, reward, optimizer, constants, state, shape)
-    return Parts(shape, Flops(model), Flops(model, lora), calls)
+    state = init_state(algorithm, optimizer, jax.random.key(config.seed), constants)
+    calls = _calls(algorithm, given.reward, optimizer, constants, state, shape)
+    return Parts(shape, Flops(given.model), Flops(given.model, given.lora), calls)
 
 
 def _rules(config: ml_collections.ConfigDict) -> Rules:
