@@ -2,7 +2,7 @@
 
 The behaviour policy of a row is (1 - e) softmax(logits / temperature) + e uniform, both over the allowed tokens,
 with temperature and e traced, a value a row. Where the environment forces a token (a tool's result), the row
-takes it and the policy's draw is discarded.
+takes it and the policy's draw is discarded. Where tokens are given, the row takes those, and says how likely they were.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.layers import NEGATIVE
+from gfn_jax.models.layers import NEGATIVE, KeyValues
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.draw import draw
@@ -45,8 +45,12 @@ def choose(
     allowed: Bool[Array, "B A"],
     temperature: Float[Array, " B"],
     uniform_mix: Float[Array, " B"],
+    given: tuple[Int[Array, " B"], Bool[Array, " B"]] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """A column of every row from its behaviour policy, and the log-probability it had there (0 where greedy)."""
+    """A column of every row from its behaviour policy, and the log-probability it had there (0 where greedy).
+
+    `given` is a column a row, and the rows that take it instead of what they draw.
+    """
     source, token = jax.random.split(key)
     greedy = temperature <= 0
     inverse = 1 / jnp.where(greedy, 1.0, temperature)
@@ -54,6 +58,8 @@ def choose(
     uniform = ~greedy & (jax.random.uniform(source, greedy.shape) < uniform_mix)
     drawn, best, total = draw(token, masked(logits, jnp.where(uniform, 0.0, inverse)[:, None], allowed))
     drawn = jnp.where(greedy, best, drawn)
+    if given is not None:
+        drawn = jnp.where(given[1], given[0], drawn)
     # The density needs the tempered part's normaliser, which is at hand unless some row drew from the uniform.
     tempered = masked(logits, inverse[:, None], allowed)
     total = jax.lax.cond(jnp.any(uniform), lambda: jax.nn.logsumexp(tempered, axis=-1), lambda: total)
@@ -84,11 +90,28 @@ def rollout(model: LanguageModel, prompt: Tokens, rules: Rules, behavior: Behavi
         behavior: how the B rows choose.
         key: randomness of this call; column t uses `fold_in(key, t)`.
     """
+    return complete(model, decoder.prefill(model, prompt), rules, behavior, key)
+
+
+def complete(
+    model: LanguageModel,
+    read: tuple[Float[Array, "Q P E"], KeyValues],
+    rules: Rules,
+    behavior: Behavior,
+    key: jax.Array,
+    given: tuple[Int[Array, "B T"], Int[Array, " B"]] | None = None,
+) -> Rollout:
+    """A `rollout` of prompts that the policy has read: `read` is what `decoder.prefill(model, prompt)` gave.
+
+    `given` is a completion that the rules allow and a cut, a row: columns below the cut hold the completion's tokens,
+    what follows is sampled. `log_behavior` of a given token is what it would have been, had it been drawn; a cut
+    beyond the stop draws nothing.
+    """
     constraint, environment = rules.constraint, rules.environment
     temperature, uniform_mix = behavior.temperature, behavior.uniform_mix
-    rows, queries = temperature.shape[0], prompt.ids.shape[0]
+    hidden, shared = read
+    rows, queries = temperature.shape[0], hidden.shape[0]
     horizon = constraint.horizon
-    hidden, shared = decoder.prefill(model, prompt)
     hidden = repeat_rows(hidden[:, -1], rows // queries)
     start = decoder.past_length((shared,), rows)
     head = decoder.select_head(model, constraint.columns)
@@ -98,7 +121,8 @@ def rollout(model: LanguageModel, prompt: Tokens, rules: Rules, behavior: Behavi
         forced = environment.forced(tool)
         allowed = constraint.allowed(jnp.full((rows,), t), environment.may_stop(tool))
         logits = decoder.logits(head, hidden)
-        drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, allowed, temperature, uniform_mix)
+        kept = None if given is None else (constraint.column_of[given[0][:, t]], t < given[1])
+        drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, allowed, temperature, uniform_mix, kept)
         decides = ~done & (forced < 0)
         token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
         token = jnp.where(done, constraint.stop_id, token)
