@@ -18,7 +18,7 @@ from gfn_jax.models import decoder
 from gfn_jax.rewards import Adapted, PosteriorReward, Product, Rearranged, TableReward
 from gfn_jax.rewards.compose import without_context
 from gfn_jax.samplers.independent import Importance
-from gfn_jax.samplers.selection import BestOfN, Rejection, Resampling, exact_samples, prior
+from gfn_jax.samplers.selection import BestOfN, Rejection, Resampling, _exponential, exact_samples, prior
 from gfn_jax.types import Tokens
 
 KEY = jax.random.key(0)
@@ -237,6 +237,17 @@ def test_a_prior_reads_what_the_reward_reads():
     for reward, count in ((table, 0), (Product((plain, alone), (1.0, -1.0)), 2)):
         with pytest.raises(ValueError, match=f"reads one context, not {count}"):
             prior(reward, query)
+
+
+def test_acceptance_is_drawn_finely_however_rare():
+    """Exponential draws: beyond 8 nats, where a float32 uniform has 2,814 values left, no two of about 350 agree."""
+    draws = np.asarray(_exponential(KEY, 2**20), np.float64)
+    assert abs(draws.mean() - 1) < 4.5 / 2**10
+    for above in (0.1, 2, 8, 9):
+        chance = np.exp(-above)
+        assert abs((draws > above).mean() - chance) < 4.5 * np.sqrt(chance / 2**20)
+    tail = draws[draws > 8]
+    assert len(set(tail)) == len(tail) > 250
 
 
 def test_bad_settings_are_refused(world):
