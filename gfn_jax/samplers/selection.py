@@ -99,11 +99,11 @@ class Rejection:
 
         R(Z) / q(Z) = p(Y | C Z) / p(stop | C Z) * prod_(k in a) m_k * prod_(k of the tool) p(z_k | C z_<k)
 
-    No factor but the first can exceed 1, nor can that one where Y begins with the stop: p(Y | C Z) is then p(stop | C Z)
-    times a probability, and a bound of 0 nats is exact. So it is with R to a power of at least 1, with further factors
-    of at most 1 (`WordReward`), with an adapter that reward and proposal share, and with a `vocabulary_penalty` on
-    tokens that the rules never allow (p is then divided by at least m_k, as q is by m_k). Where Y begins otherwise, R / q
-    may be as large as 1 / p(stop | C Z): `notes` say what it was.
+    No factor but the first can exceed 1, nor can that one where Y begins with the stop: p(Y | C Z) is then
+    p(stop | C Z) times a probability, and a bound of 0 nats is exact. So it is with R to a power of at least 1, with
+    further factors of at most 1 (`WordReward`), with an adapter that reward and proposal share, and with a
+    `vocabulary_penalty` on tokens that the rules never allow (p is then divided by at least m_k, as q is by m_k).
+    Where Y begins otherwise, R / q may be as large as 1 / p(stop | C Z): `notes` say what it was.
 
     Attributes:
         reward: log R.
@@ -116,8 +116,9 @@ class Rejection:
     def sample(self, model: LanguageModel, problem: Problem, budget: int, key: jax.Array) -> Weighed:
         """Accepted rows have log_weight 0, the others -inf; `log_z` is -inf where none was accepted.
 
-        `notes`: `acceptance`, the share of rows accepted; `exceeded`, the share whose R / q was above the bound (by more
-        than `ROUNDING`): unless it is 0, the accepted rows are not the posterior's; `largest`, the largest log R / q.
+        `notes`: `acceptance`, the share of rows accepted; `exceeded`, the share whose R / q was above the bound (by
+        more than `ROUNDING`): unless it is 0, the accepted rows are not the posterior's; `largest`, the largest of
+        log R / q.
         """
         proposing, deciding = jax.random.split(key)
         rows = Importance(self.reward).sample(model, problem, budget, proposing)
