@@ -19,7 +19,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 
 # Where arrays are computed with, the shapes in signatures are held to while the tests run. (Each call costs time: texts
 # and worlds are made of so many small ones that the suite would take half as long again.)
-ROOMS = ("algorithms", "environments", "evaluation", "models", "objectives", "policy", "replay", "rewards", "training")
+ROOMS = (
+    *("algorithms", "environments", "evaluation", "models", "objectives", "policy", "replay", "rewards", "samplers"),
+    "training",
+)
 install_import_hook([f"gfn_jax.{room}" for room in ROOMS], "shapes.check")
 
 
