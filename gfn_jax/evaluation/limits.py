@@ -26,7 +26,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
-from scipy.special import betaincinv, expit, logsumexp
+from scipy.special import betaincinv, expit
 
 # Shares of the capital that are staked on every row, each with an eighth of the capital; with the rest the share
 # follows from the rows before. No more than nearly all is ever staked: a row of 0 would end the game.
@@ -79,7 +79,8 @@ def log_capital(x: Float[np.ndarray, " n"], risk: float) -> float:
     variance = np.concatenate([[1.0], variance[:-1]])  # of the rows before
     stake = np.minimum(np.sqrt(2 * np.log(1 / risk) / (len(x) * variance)), MOST)
     fixed = np.log1p(STAKES[:, None] * (x - 1)).sum(axis=1)
-    return float(logsumexp(np.append(fixed, np.log1p(stake * (x - 1)).sum()), b=[*[1 / 8] * 4, 1 / 2]))
+    earned = [*(fixed - np.log(2 * len(STAKES))), np.log1p(stake * (x - 1)).sum() - np.log(2)]
+    return float(np.logaddexp.reduce(earned))
 
 
 def lower_limit(x: Float[np.ndarray, " n"], risk: float) -> float:
@@ -115,7 +116,7 @@ def clopper_pearson(accepted: int, proposals: int, risk: float) -> tuple[float, 
 
 def estimate_log_z(log_weight: Float[np.ndarray, " N"], exact: Float[np.ndarray, " M"]) -> float:
     """Log Z by the acceptance ratio; by the mean weight where there is no exact sample."""
-    mean = float(logsumexp(log_weight) - np.log(len(log_weight)))
+    mean = float(np.logaddexp.reduce(log_weight) - np.log(len(log_weight)))
     if not len(exact):
         return mean
     shift = np.log(len(log_weight) / len(exact))
@@ -216,7 +217,7 @@ def least_divergence(log_weight: Float[np.ndarray, " N"], risk: float) -> Interv
     found = []
     for size in sizes:
         blocks = log_weight[: len(log_weight) // size * size].reshape(-1, size)
-        gap = np.maximum(logsumexp(blocks, axis=1) - np.log(size) - blocks.mean(axis=1), 0.0)
+        gap = np.maximum(np.logaddexp.reduce(blocks, axis=1) - np.log(size) - blocks.mean(axis=1), 0.0)
         found.append((lower_limit(gap, risk / len(sizes)), gap.mean()))
     low, estimate = max(found)
     return Interval(estimate, low, None)
@@ -263,7 +264,7 @@ def _group(x: Float[np.ndarray, " n"], groups: int) -> Float[np.ndarray, " g"]:
 
 def _together(bets: list[Float[np.ndarray, " n"]], risk: float) -> float:
     """Log of the capital of bets that share it, over 1 / risk."""
-    return float(logsumexp([log_capital(x, risk / len(bets)) for x in bets]) - np.log(len(bets) / risk))
+    return float(np.logaddexp.reduce([log_capital(x, risk / len(bets)) for x in bets]) - np.log(len(bets) / risk))
 
 
 def _exp(x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
