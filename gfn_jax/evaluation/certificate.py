@@ -317,7 +317,7 @@ def _distances(
     seen = max(within[1] - log_weight[log_weight > -np.inf].min(initial=np.inf), exact.max() - within[0])
     if np.isfinite(seen) and seen > bound:
         warnings[f"log-ratios above {bound:g} nats were seen; H is twice the largest"] += 1
-    bound = max(bound, 2 * seen) if np.isfinite(seen) else bound
+    bound = max(bound, 2 * float(seen)) if np.isfinite(seen) else bound
     if np.isfinite(within).all():
         rest = risk * (1 - LOG_Z_SHARE)
         mirrored = (-within[1], -within[0])

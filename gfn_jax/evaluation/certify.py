@@ -126,12 +126,12 @@ def certify(
             found.append(jax.tree.map(lambda *x, count=count: np.concatenate(x, axis=1)[:count], *asked))
         return jax.tree.map(lambda *x: np.concatenate(x), *found)
 
+    log_z = None if other is None else ask(other.sampler, other.budget, other.repeats, theirs, _estimates)
     drawn = ask(Importance(reward), at_once, rows // at_once, mine, _rows)
     written = [
         [row[:length].tolist() for row, length in zip(*own, strict=True)]
         for own in zip(drawn["completion"], drawn["length"], strict=True)
     ]
-    log_z = None if other is None else ask(other.sampler, other.budget, other.repeats, theirs, _estimates)
     scored = _score(Scorer(reward, rules, batch), policy, query, exact) if exact is not None else ([], [])
     evidence = Evidence(
         log_q=drawn["log_q"].astype(np.float64),
