@@ -74,7 +74,7 @@ class Evidence:
         exact_log_reward: their log R(Z).
         counts: what rejection sampling counted, a query.
         log_z: logarithms of K independent unbiased estimates of Z by another sampler.
-        modes: the mode of each row.
+        modes: the mode of each row; None for a row that belongs to none.
         known_modes: how many modes there are, a query.
         right: whether each row is right.
 
@@ -88,7 +88,7 @@ class Evidence:
     exact_log_reward: Sequence[Float[np.ndarray, " _"]] = ()
     counts: Sequence[Counts] | None = None
     log_z: Float[np.ndarray, "Q K"] | None = None
-    modes: Sequence[Sequence[Hashable]] | None = None
+    modes: Sequence[Sequence[Hashable | None]] | None = None
     known_modes: Sequence[int] | None = None
     right: Bool[np.ndarray, "Q N"] | None = None
 
@@ -375,7 +375,7 @@ def _rows(evidence: Evidence, query: int, settings: Settings) -> dict[str, Inter
         exact = evidence.exact_log_q[query], evidence.exact_log_reward[query]
         found["rank_off"] = weights.rank_correlation(*exact, settings.risk)
     if evidence.modes is not None:
-        labels = evidence.modes[query]
+        labels = [label for label in evidence.modes[query] if label is not None]
         found["modes_found"] = Interval(len(set(labels)))
         if evidence.known_modes is not None:
             found["modes_share"] = Interval(len(set(labels)) / evidence.known_modes[query])

@@ -21,6 +21,7 @@ from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import OF_PAIRS
+from gfn_jax.runs.certifying import CertificateConfig
 from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry, blamed, task_entry
 from gfn_jax.runs.rewards import RewardConfig
 from gfn_jax.sections import (
@@ -187,6 +188,7 @@ class PolicyRun:
     entry: TaskEntry
     task: Any
     evaluation: Any
+    certificate: CertificateConfig
     em: EMConfig | None
     described: Mapping[str, Any]
 
@@ -282,6 +284,7 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         entry=entry,
         task=task,
         evaluation=evaluation,
+        certificate=section(CertificateConfig, config, "certificate"),
         em=read_em(config, task, method),
         described=described(config),
     )
@@ -295,7 +298,7 @@ def without_unread(
     Raises:
         ValueError: somebody did: the command line gives one of them a value; or no algorithm and no task reads it.
     """
-    fixed = {"model", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "em"}
+    fixed = {"model", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "certificate", "em"}
     fixed |= {task_entry(config.task).section}
     optional = {"exploration", "replay", "objective", *ALGORITHMS}
     for name in sorted(config):

@@ -28,6 +28,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.runs.tasks import make_evaluator, make_task
@@ -78,6 +79,7 @@ def build_policy(
     _log.info("preparing the task %s", config.values.task)
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
+    certifier = make_certifier(config, parts)
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
     base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
@@ -92,12 +94,18 @@ def build_policy(
         policy = parts.algorithm.policy(trained.state.trainable, constants)
         findings = evaluator.report(policy)
         results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
+        page = findings.page
+        if certifier is not None:
+            _log.info("certifying the policy on %d queries of %s", config.certificate.queries, certifier.split)
+            certificate = certifier(policy)
+            results["certificate"] = certificate.as_dict()
+            page = f"{page}\n\n{summary(certificate)}"
         origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
         adapter = gather(policy.adapter)
         if jax.process_index() == 0:
             write_results(workdir / "results.json", results)
             export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
-        return f"{findings.page}\n\n{whereabouts(workdir)}"
+        return f"{page}\n\n{whereabouts(workdir)}"
 
     return Run(
         workdir=workdir,
@@ -180,6 +188,14 @@ def policy_parts(
         raise ValueError("objective.log_z is 'frozen', estimated on the device, where reward.function has no say")
     optimizer = make_optimizer(config.optimizer)
     return Parts(task, queries, name, sampling, reward, algorithm, optimizer, host_reward)
+
+
+def make_certifier(config: PolicyRun, parts: Parts) -> Certifier | None:
+    """What measures a policy against its posterior; None where nobody asks, or the reward is partly on the host."""
+    if not config.certificate.queries or parts.host_reward is not None:
+        return None
+    temperature = config.sampling.target_temperature
+    return Certifier(parts.task, config.entry.certified, parts.reward, temperature, config.certificate)
 
 
 def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:

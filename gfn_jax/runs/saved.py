@@ -15,6 +15,7 @@ from gfn_jax.models.lora import Lora, LoraConfig, init_lora
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.sections import section
 from gfn_jax.training.checkpoint import check_digests, config_digest, read_facts
+from gfn_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,18 +102,33 @@ def restore_adapter(run: SavedRun, step: int, config: ModelConfig) -> Lora:
     """
     lora = run.lora
     abstract = jax.eval_shape(lambda: init_lora(jax.random.key(0), config, lora))
-    wanted = {"trainable": {"lora": {"layers": abstract.layers, "head": abstract.head}}}
+    saved = restore(run, step, {"lora": {"layers": abstract.layers, "head": abstract.head}})["lora"]
+    return Lora(layers=saved["layers"], head=saved["head"], scale=lora.scale)
+
+
+def restore(run: SavedRun, step: int, wanted: PyTree) -> PyTree:
+    """A part of what was trained out of a checkpoint, onto the first device.
+
+    Args:
+        run: whose.
+        step: one of `run.steps`.
+        wanted: nested dictionaries of shapes, as they are named in the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged, lacks the part, or holds it in another shape.
+    """
+    wanted = {"trainable": wanted}
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     path = run.folder.absolute() / "checkpoints" / str(step) / "state"
     arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
     try:
         facts, part = read_facts(path.parent), ocp.PyTreeCheckpointer().restore(path, args=arguments)
         check_digests(part, facts)
-        saved = part["trainable"]["lora"]
+        saved = part["trainable"]
     except Exception as error:  # whatever a damaged file makes the libraries raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the checkpoint {path.parent} cannot be read: {reason}") from error
     for leaf, found in zip(jax.tree.leaves(wanted), jax.tree.leaves(saved), strict=True):
         if leaf.shape != found.shape:
             raise ValueError(f"the run in {run.folder} has another base: {found.shape}, where this needs {leaf.shape}")
-    return jax.tree.map(jnp.asarray, Lora(layers=saved["layers"], head=saved["head"], scale=lora.scale))
+    return jax.tree.map(jnp.asarray, saved)

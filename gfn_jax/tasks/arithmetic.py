@@ -251,6 +251,13 @@ class Arithmetic:
         called = state.result - calculator.max_abs_value
         return (last == answers) & (called == answers) & state.ends_in_digit & rollout.stop.any(axis=1)
 
+    def mode(self, split: str, example: int, completion: str) -> str | None:
+        """The chain, if every step of it is right."""
+        return completion if self.is_right_chain(split, example, completion) else None
+
+    def modes(self, split: str, example: int) -> None:
+        """Nobody has counted the right chains."""
+
     def is_right_chain(self, split: str, example: int, completion: str) -> bool:
         """Whether every step of Z is the right one, not only its last number."""
         return is_correct_chain(self.splits[split][example], completion)
@@ -274,4 +281,5 @@ TASK = TaskEntry(
     evaluation=EvaluationConfig,
     task=lambda config, tokenizer, model: Arithmetic(config, tokenizer, model.vocab_size),
     evaluator=make_evaluator,
+    certified="validation_4",
 )

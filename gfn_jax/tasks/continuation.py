@@ -200,5 +200,6 @@ TASK = TaskEntry(
     evaluation=ContinuationEvaluationConfig,
     task=lambda config, tokenizer, model: Continuation(config, tokenizer, model.vocab_size),
     evaluator=lambda config, task, model, temperature: ContinuationEvaluator(task, config, temperature),
+    certified="validation",
     stand_in="tiny-stories",
 )

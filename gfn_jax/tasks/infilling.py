@@ -240,5 +240,6 @@ TASK = TaskEntry(
     evaluator=lambda config, task, model, temperature: InfillingEvaluator(
         task, task.reward(model), config, temperature
     ),
+    certified="validation",
     stand_in="tiny-stories",
 )

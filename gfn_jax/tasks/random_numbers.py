@@ -30,6 +30,7 @@ from gfn_jax.evaluation.random_numbers import RandomNumbersEvaluationConfig, Ran
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.rewards.machine import Machine
 from gfn_jax.sections import Count, Natural, Nonnegative, Positive, Range
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
@@ -146,6 +147,9 @@ DISTRIBUTIONS: dict[str, Callable[[float, int], LogWeight]] = {
 }
 
 
+Spelt = tuple[Int[Array, "*rows"], Int[Array, "*rows"]]
+
+
 @struct.dataclass
 class Speller:
     """The automaton that reads tokens: its states are the prefixes of the spellings, 0 the empty one.
@@ -171,8 +175,8 @@ class Speller:
 
 
 @dataclasses.dataclass(frozen=True)
-class NumberReward:
-    """log R of every prefix, by the automaton."""
+class NumberReward(Machine):
+    """log R of every prefix, by the automaton; a state is the automaton's, and the tokens so far."""
 
     speller: Speller
     penalty: float
@@ -181,13 +185,19 @@ class NumberReward:
         """The automaton's tables."""
         return self.speller
 
-    def log_reward(
-        self, model: LanguageModel, prepared: Speller, query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
-        """In nats; meaningful where `state_mask` holds."""
-        log_reward = prepared.log_reward[prepared.states(rollout.completion)]
-        length = jnp.arange(rollout.completion.shape[1])
-        return jnp.where(jnp.isnan(log_reward), -self.penalty * jnp.maximum(length, 1), log_reward)
+    def first(self, rows: int) -> Spelt:
+        """Nothing written."""
+        zeros = jnp.zeros((rows,), jnp.int32)
+        return zeros, zeros
+
+    def read(self, prepared: Speller, state: Spelt, token: Int[Array, " B"]) -> Spelt:
+        """One token more."""
+        return prepared.following[state[0], prepared.token_class[token]], state[1] + 1
+
+    def worth(self, prepared: Speller, state: Spelt) -> Float[Array, "*rows"]:
+        """The target's log-probability of a number, or the penalty of each token."""
+        log_reward = prepared.log_reward[state[0]]
+        return jnp.where(jnp.isnan(log_reward), -self.penalty * jnp.maximum(state[1], 1), log_reward)
 
 
 class Spellings(NamedTuple):
@@ -345,6 +355,14 @@ class RandomNumbers:
         """Z as text."""
         return str(self.tokenizer.decode(ids))
 
+    def mode(self, split: str, example: int, completion: str) -> str | None:
+        """The number; None of what spells none of the support."""
+        return completion if completion in self.texts else None
+
+    def modes(self, split: str, example: int) -> int:
+        """The support."""
+        return len(self.texts)
+
     def grade(self, split: str, example: int, completion: str) -> bool:
         """Whether Z spells a number of the support: there is no other right and wrong."""
         return completion in self.texts
@@ -362,4 +380,5 @@ TASK = TaskEntry(
     task=lambda config, tokenizer, model: RandomNumbers(config, tokenizer, model.vocab_size),
     evaluator=lambda config, task, model, temperature: RandomNumbersEvaluator(task, config),
     stand_in="tiny-numbers",
+    certified="test",
 )

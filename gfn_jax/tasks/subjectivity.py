@@ -286,5 +286,6 @@ TASK = TaskEntry(
     evaluation=SubjectivityEvaluationConfig,
     task=lambda config, tokenizer, model: Subjectivity(config, tokenizer, model.vocab_size),
     evaluator=make_evaluator,
+    certified="validation",
     stand_in="tiny-reviews",
 )

@@ -1,7 +1,7 @@
 """What every task offers. A task never sees an algorithm: it says what is wanted, not how it is learnt."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
@@ -70,6 +70,17 @@ class Graded(Protocol):
 
 
 @runtime_checkable
+class Modal(Protocol):
+    """A task that can name what its posterior should cover: a number, a right chain."""
+
+    def mode(self, split: str, example: int, completion: str) -> Hashable | None:
+        """The mode that Z, as text, belongs to; None for none."""
+
+    def modes(self, split: str, example: int) -> int | None:
+        """How many there are; None where nobody knows."""
+
+
+@runtime_checkable
 class Hinted(Protocol):
     """A task whose answers can be given away in the prompt, for completions to be found that lead there."""
 
@@ -88,6 +99,7 @@ class TaskEntry:
         evaluation: the dataclass of the evaluator's section, `evaluation`.
         task: from (its section, tokenizer, model).
         evaluator: from (its section, task, model, T), R^(1/T) being what the policy is trained towards at the end.
+        certified: the split whose first queries a run's certificate is about.
         stand_in: the shipped model whose tokenizer counts tokens where a model's own is not at hand (`--dry_run`).
     """
 
@@ -97,3 +109,4 @@ class TaskEntry:
     task: "Callable[[Any, PreTrainedTokenizerFast, ModelConfig], Task]"
     evaluator: Callable[[Any, Any, ModelConfig, float], Evaluator]
     stand_in: str = "tiny-arithmetic"
+    certified: str = "train"

@@ -38,11 +38,12 @@ _log = logging.getLogger("gfn_jax")
 
 # Files that are not there: damage, unlike what else the system may answer.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NOT_OWNING = ("evaluation", "certificate")  # sections that training does not depend on
 _STATUS = r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b"
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a config; the order of its keys and its `evaluation` do not matter."""
+    """Twelve hexadecimal digits that name a config; the order of its keys and `NOT_OWNING` do not matter."""
     return hashlib.sha256(_canonical(_owning(config)).encode()).hexdigest()[:12]
 
 
@@ -54,7 +55,7 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
 
     Args:
         workdir: where a run writes; created if need be.
-        config: what the result depends on, as nested mappings of plain values; how it is evaluated (`evaluation`)
+        config: what the result depends on, as nested mappings of plain values; how it is measured (`NOT_OWNING`)
             may differ from session to session.
 
     Raises:
@@ -84,7 +85,7 @@ def claim_workdir(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
 
 
 def _owning(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "evaluation"}
+    return {name: value for name, value in config.items() if name not in NOT_OWNING}
 
 
 def _canonical(config: Mapping[str, Any]) -> str:
