@@ -5,11 +5,11 @@ Averaging the answer over rationales sampled from q(Z | X) is what a posterior i
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 from gfn_jax.evaluation.predictive import summarize_votes
+from gfn_jax.samplers.votes import majority, tally
 
 
 class Graded(Protocol):
@@ -57,13 +57,13 @@ def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -
         single += sum(right)
         chains += sum(task.is_right_chain(split, example, text) for text in texts)
         unreadable += sum(answer is None for answer in answers)
-        votes = Counter(answer for answer in answers if answer is not None)
+        votes = tally(answers)
         answered.append(answers)
         correct.append(False)
         if votes:
-            winner, count = votes.most_common(1)[0]  # the first seen among equals
+            winner = majority(answers)
             correct[-1] = right[answers.index(winner)]
-            agreement += count / len(rows)
+            agreement += votes[winner] / len(rows)
     questions, total = len(samples), sum(map(len, samples))
     return Accuracy(
         voted=100 * sum(correct) / questions,

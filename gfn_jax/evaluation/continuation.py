@@ -27,8 +27,10 @@ from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Constraint, Rules
-from gfn_jax.policy.search import Beam, Nucleus, search
 from gfn_jax.rewards.posterior import PosteriorReward
+from gfn_jax.samplers.beam import Beam
+from gfn_jax.samplers.independent import Ancestral
+from gfn_jax.samplers.sampler import Problem, Sampler, Weighed
 from gfn_jax.sections import Count, Natural, Nonnegative, Range, Seed, Temperature
 from gfn_jax.types import Query, Tokens
 
@@ -129,15 +131,15 @@ class ContinuationEvaluator:
         key = jax.random.key(config.seed)
         return sample_completions(model, query.prompt, self.scorer.rules, key, samples, temperature, config.batch)
 
-    def search(self, base: LanguageModel, query: Query, strategy: Nucleus | Beam) -> Samples:
-        """Sentences that nucleus sampling or a beam search of the base gives."""
-        config, constraint = self.config, self.scorer.rules.constraint
+    def decode(self, base: LanguageModel, query: Query, sampler: Sampler) -> Samples:
+        """Sentences that a sampler without a reward gets out of the base."""
+        config, rules = self.config, self.scorer.rules
         found: Samples = []
         for number, (part, count) in enumerate(parts(query, config.batch, base)):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
-            completion, length, _ = gather(_search(base, part.prompt, constraint, strategy, config.samples, key))
-            groups = zip(completion[:count], length[:count])
-            found += [[row[:n].tolist() for row, n in zip(*group)] for group in groups]
+            rollout = gather(_decode(sampler, config.samples, base, Problem(None, part, rules), key).rollout)
+            rows = [row[:n].tolist() for row, n in zip(rollout.completion, rollout.token_mask.sum(1))]
+            found += [rows[i * config.samples : (i + 1) * config.samples] for i in range(count)]
         return found
 
     def measure(self, model: LanguageModel, query: Query, samples: Samples) -> dict[str, float]:
@@ -176,12 +178,13 @@ class ContinuationEvaluator:
             if temperature != 1.0:
                 out[f"tempered_{temperature:g}"] = functools.partial(self.sample, base, query, temperature)
         for top_p in config.nucleus:
-            out[f"nucleus_{top_p:g}"] = functools.partial(self.search, base, query, Nucleus(top_p))
+            out[f"nucleus_{top_p:g}"] = functools.partial(self.decode, base, query, Ancestral(top_p=top_p))
         if config.beams:
-            diverse = Beam(config.diverse_groups, config.diverse_penalty)
+            # One group has nobody to be set apart from.
+            diverse = Beam(config.diverse_groups, config.diverse_penalty if config.diverse_groups > 1 else 0.0)
             out["greedy"] = functools.partial(self.sample, base, query, 0.0)
-            out["beam"] = functools.partial(self.search, base, query, Beam())
-            out["diverse_beam"] = functools.partial(self.search, base, query, diverse)
+            out["beam"] = functools.partial(self.decode, base, query, Beam())
+            out["diverse_beam"] = functools.partial(self.decode, base, query, diverse)
         return out
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
@@ -262,4 +265,7 @@ COLUMNS = (
     ("unique", "unique", 2),
 )
 
-_search = jax.jit(search, static_argnums=4)
+
+@functools.partial(jax.jit, static_argnames=("sampler", "samples"))
+def _decode(sampler: Sampler, samples: int, base: LanguageModel, problem: Problem, key: jax.Array) -> Weighed:
+    return sampler.sample(base, problem, samples, key)

@@ -2,10 +2,11 @@
 
 The behaviour policy of a row is (1 - e) softmax(logits / temperature) + e uniform, both over the allowed tokens,
 with temperature and e traced, a value a row. Where the environment forces a token (a tool's result), the row
-takes it and the policy's draw is discarded. Where tokens are given, the row takes those, and says how likely they were.
+takes it and the policy's draw is discarded. Decoding strategies leave a part of the allowed tokens out (`Narrow`).
+Where tokens are given, the row takes those, and says how likely they were.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,12 @@ class Behavior:
     def at(cls, temperature: Float[Array, ""] | float, rows: int) -> "Behavior":
         """The policy itself at one temperature in all rows."""
         return cls(jnp.full((rows,), temperature, jnp.float32), jnp.zeros((rows,), jnp.float32))
+
+
+class Narrow(Protocol):
+    """What is left of the allowed tokens to choose from in state t: one at least, and none besides."""
+
+    def __call__(self, t: Int[Array, ""], logits: Float[Array, "B A"], allowed: Bool[Array, "B A"]) -> Array: ...
 
 
 def choose(
@@ -80,7 +87,14 @@ def masked(
     return jnp.where(allowed, logits * inverse_temperature, NEGATIVE)
 
 
-def rollout(model: LanguageModel, prompt: Tokens, rules: Rules, behavior: Behavior, key: jax.Array) -> Rollout:
+def rollout(
+    model: LanguageModel,
+    prompt: Tokens,
+    rules: Rules,
+    behavior: Behavior,
+    key: jax.Array,
+    narrow: Narrow | None = None,
+) -> Rollout:
     """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
 
     Args:
@@ -89,8 +103,9 @@ def rollout(model: LanguageModel, prompt: Tokens, rules: Rules, behavior: Behavi
         rules: vocabulary, length and tool.
         behavior: how the B rows choose.
         key: randomness of this call; column t uses `fold_in(key, t)`.
+        narrow: leaves tokens out; `log_behavior` is then over those that it keeps.
     """
-    return complete(model, decoder.prefill(model, prompt), rules, behavior, key)
+    return complete(model, decoder.prefill(model, prompt), rules, behavior, key, narrow)
 
 
 def complete(
@@ -99,6 +114,7 @@ def complete(
     rules: Rules,
     behavior: Behavior,
     key: jax.Array,
+    narrow: Narrow | None = None,
     given: tuple[Int[Array, "B T"], Int[Array, " B"]] | None = None,
 ) -> Rollout:
     """A `rollout` of prompts that the policy has read: `read` is what `decoder.prefill(model, prompt)` gave.
@@ -121,8 +137,9 @@ def complete(
         forced = environment.forced(tool)
         allowed = constraint.allowed(jnp.full((rows,), t), environment.may_stop(tool))
         logits = decoder.logits(head, hidden)
-        kept = None if given is None else (constraint.column_of[given[0][:, t]], t < given[1])
-        drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, allowed, temperature, uniform_mix, kept)
+        kept = allowed if narrow is None else narrow(t, logits, allowed)
+        own = None if given is None else (constraint.column_of[given[0][:, t]], t < given[1])
+        drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, kept, temperature, uniform_mix, own)
         decides = ~done & (forced < 0)
         token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
         token = jnp.where(done, constraint.stop_id, token)

@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.policy.rollout import Behavior, rollout
+from gfn_jax.policy.rollout import Behavior, Narrow, rollout
+from gfn_jax.samplers import filters
 from gfn_jax.samplers.sampler import (
     Problem,
     Weighed,
@@ -54,19 +56,37 @@ class Importance:
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-    """N rows of the policy, tempered as asked: every one counts alike.
+    """N rows of the policy, tempered and cut as asked: every one counts alike.
+
+    Filters come in `transformers`' order: temperature, top-k, top-p, min-p (`filters`), all over the allowed tokens.
 
     Attributes:
-        temperature: 0 decodes greedily.
+        temperature: 0 decodes greedily, whatever the filters.
+        top_k: draw from the k likeliest tokens.
+        top_p: draw from the fewest tokens that hold this share.
+        min_p: draw from the tokens at least so many times as likely as the likeliest.
     """
 
     temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must not be negative, it is {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, it is {self.top_k}")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, it is {share}")
 
     def sample(self, model: LanguageModel, problem: Problem, budget: int, key: jax.Array) -> Weighed:
-        """No reward is asked."""
+        """No reward is asked; `log_behavior` is over what the filters leave."""
         queries = len(problem.query.example_id)
         behavior = Behavior.at(self.temperature, queries * budget)
-        drawn = rollout(model, problem.query.prompt, problem.rules, behavior, key)
+        drawn = rollout(model, problem.query.prompt, problem.rules, behavior, key, self._narrow)
         return Weighed(
             rollout=drawn,
             log_weight=jnp.where(drawn.stop.any(axis=1), 0.0, -jnp.inf),
@@ -75,3 +95,21 @@ class Ancestral:
             generated=generated_tokens(drawn, queries),
             scored=jnp.zeros((queries,), jnp.int32),
         )
+
+    @property
+    def _narrow(self) -> Narrow | None:
+        """The filters that are asked for; the likeliest token passes all of them."""
+        if self.temperature == 0 or (self.top_k, self.top_p, self.min_p) == (None, None, None):
+            return None
+
+        def narrow(t: Array, logits: Array, allowed: Array) -> Array:
+            logits = logits / self.temperature
+            if self.top_k is not None:
+                allowed = filters.top_k(logits, allowed, self.top_k)
+            if self.top_p is not None:
+                allowed = filters.top_p(logits, allowed, self.top_p)
+            if self.min_p is not None:
+                allowed = filters.min_p(logits, allowed, self.min_p)
+            return allowed
+
+        return narrow

@@ -76,7 +76,7 @@ class SuffixMCMC:
         beginning, moving = jax.random.split(key)
 
         def write(key: jax.Array, given: Any) -> Rollout:
-            return complete(model, read, problem.rules, behavior, key, given)
+            return complete(model, read, problem.rules, behavior, key, given=given)
 
         def move(number: Array, chain: dict[str, Any]) -> dict[str, Any]:
             cutting, writing, deciding = jax.random.split(jax.random.fold_in(moving, number), 3)

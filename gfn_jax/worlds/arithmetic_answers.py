@@ -1,4 +1,4 @@
-"""Reading answers out of completions, voting over samples, and grading.
+"""Reading answers out of completions, and grading.
 
 The answer of a text is the number it ends with, spaces and full stops aside: the last result of a chain Z,
 or the 6 of "The answer is 6.". A text that ends otherwise has no answer, `None`, wrong for every question.
@@ -6,8 +6,6 @@ or the 6 of "The answer is 6.". A text that ends otherwise has no answer, `None`
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 
 from gfn_jax.worlds.arithmetic_examples import ArithmeticExample, worked_chain
 
@@ -19,12 +17,6 @@ def extract_answer(text: str) -> int | None:
     """The number that a chain Z, or a text "... The answer is 6.", ends with; None where there is none."""
     match = _ANSWER.search(text)
     return None if match is None else int(match[1])
-
-
-def majority_vote(answers: Iterable[int | None]) -> int | None:
-    """The answer given most often, the first seen among equals; None only where no sample has a number."""
-    counts = Counter(answer for answer in answers if answer is not None)
-    return max(counts, key=counts.__getitem__, default=None)  # a Counter keeps the order of first sight
 
 
 def grade(example: ArithmeticExample, completion: str) -> bool:

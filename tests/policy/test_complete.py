@@ -24,7 +24,7 @@ BEHAVIOR = Behavior(jnp.where(jnp.arange(ROWS) % 2, 1.0, 0.6), jnp.where(jnp.ara
 @jax.jit
 def completed(completion, cut, key):
     read = decoder.prefill(MODEL, PROMPT)
-    return complete(MODEL, read, RULES, BEHAVIOR, key, (completion, cut))
+    return complete(MODEL, read, RULES, BEHAVIOR, key, given=(completion, cut))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gfn_jax.worlds.arithmetic_answers import extract_answer, grade, is_correct_chain, majority_vote
+from gfn_jax.worlds.arithmetic_answers import extract_answer, grade, is_correct_chain
 from gfn_jax.worlds.arithmetic_examples import make_example
 
 # Where this reading differs from the paper's code on purpose, its -1 for "unreadable" aside:
@@ -50,14 +50,6 @@ def test_answer_is_the_number_a_text_ends_with(text, answer):
 
 def test_unreadably_long_numbers_do_not_raise():
     assert extract_answer("= " + "5" * 5_000) is None
-
-
-def test_vote_takes_the_most_frequent_number():
-    assert majority_vote([1, 2, 2, None, 3]) == 2
-    assert majority_vote([3, 1, 1, 3, 2]) == 3  # the first seen among equals
-    assert majority_vote([None, None, None, 7]) == 7  # None wins against no number
-    assert majority_vote([None, None]) is None
-    assert majority_vote([]) is None
 
 
 def test_grading():
