@@ -20,6 +20,7 @@ NUMBERS = {
     "queries": (8, "how many of them"),
     "samples": (1024, "rows of the policy a query"),
     "proposals": (16_384, "rejection sampling's, a query, at most; 0 does without exact samples"),
+    "exact": (400, "exact samples of a query that are enough"),
     "seed": (0, "of the randomness"),
     "particles": (64, "rows a query of sequential Monte Carlo, with --twist"),
     "repeats": (16, "how often it is run"),

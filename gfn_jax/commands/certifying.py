@@ -44,6 +44,7 @@ class Settings:
     queries: int = 8
     samples: int = 1024
     proposals: int = 16_384
+    exact: int = 400
     seed: int = 0
     particles: int = 64
     repeats: int = 16
@@ -56,7 +57,14 @@ def certify(settings: Settings) -> str:
     Raises:
         ValueError, OSError: what is wrong with the settings or the files, in one line.
     """
-    for name, least in (("queries", 1), ("samples", 1), ("proposals", 0), ("particles", 1), ("repeats", 1)):
+    for name, least in (
+        ("queries", 1),
+        ("samples", 1),
+        ("proposals", 0),
+        ("exact", 1),
+        ("particles", 1),
+        ("repeats", 1),
+    ):
         if getattr(settings, name) < least:
             raise ValueError(f"--{name} must be at least {least}, not {getattr(settings, name)}")
     saved = read_run(pathlib.Path(settings.workdir))
@@ -69,7 +77,7 @@ def certify(settings: Settings) -> str:
     if parts.host_reward is not None:
         raise ValueError("reward.function is asked on the host, where a certificate has no say")
     split, temperature = settings.split or config.entry.certified, config.sampling.target_temperature
-    measured = CertificateConfig(settings.queries, settings.samples, settings.proposals, settings.seed)
+    measured = CertificateConfig(settings.queries, settings.samples, settings.proposals, settings.exact, settings.seed)
     certifier = Certifier(parts.task, split, parts.reward, temperature, measured)
     try:
         parts.task.queries(split)

@@ -4,7 +4,7 @@ rejection = Rejection(reward)
 prior_problem = Problem(prepared, prior(reward, query), rules)
 found = exact_samples(rejection, policy.base, prior_problem, budget, key, wanted, most)
 counts = [Counts(found.proposals, int(accepted), rejection.log_bound) for accepted in found.accepted]
-exact = ExactSamples(found.completion, found.length, counts)
+exact = ExactSamples(found.completion, found.length, found.log_reward, counts)
 print(certify(policy, reward, query, rules, key, rows=4096, exact=exact).page())
 """
 
@@ -34,11 +34,13 @@ class ExactSamples:
     Attributes:
         completion: the tokens of Z, filled up with the stop, a query.
         length: tokens of Z of each.
+        log_reward: log R of each, in nats; None where nobody has asked yet.
         counts: of the rejection sampling that they come from, a query; None where they come from elsewhere.
     """
 
     completion: Sequence[Int[np.ndarray, "_ T"]]
     length: Sequence[Int[np.ndarray, " _"]]
+    log_reward: Sequence[Float[np.ndarray, " _"]] | None = None
     counts: Sequence[Counts] | None = None
 
 
@@ -107,7 +109,7 @@ def certify(
         raise ValueError(f"{rows} rows a query do not divide into rounds of {at_once}")
     if exact is not None and not len(exact.completion) == len(exact.length) == len(query.example_id):
         raise ValueError(f"exact samples of {len(exact.completion)} queries, where there are {len(query.example_id)}")
-    prepared = reward.prepare(policy.base)
+    prepared = jax.jit(reward.prepare)(policy.base)
     mine, theirs = jax.random.split(key)
 
     def ask(
@@ -177,7 +179,9 @@ def _score(
     lengths = np.zeros(ids.shape[:2], np.int32)
     for place, (rows, length) in enumerate(zip(exact.completion, exact.length, strict=True)):
         ids[place, : len(rows)], lengths[place, : len(rows)] = rows, length
-    log_q = scorer.log_policy(policy, query.prompt, ids, lengths)
-    log_reward = scorer.log_reward(policy.base, query, ids, lengths)
     counts = [len(length) for length in exact.length]
-    return [row[:n] for row, n in zip(log_q, counts)], [row[:n] for row, n in zip(log_reward, counts)]
+    log_q = [row[:n] for row, n in zip(scorer.log_policy(policy, query.prompt, ids, lengths), counts)]
+    if exact.log_reward is not None:
+        return log_q, [np.asarray(row, np.float64) for row in exact.log_reward]
+    log_reward = scorer.log_reward(policy.base, query, ids, lengths)
+    return log_q, [row[:n] for row, n in zip(log_reward, counts)]

@@ -51,7 +51,7 @@ class Scorer:
         self, model: LanguageModel, query: Query, ids: Int[np.ndarray, "M N T"], lengths: Int[np.ndarray, "M N"]
     ) -> Float[np.ndarray, "M N"]:
         """Log R(Z stop), untempered, in nats; `model` is the reward's."""
-        prepared = self.reward.prepare(model)
+        prepared = jax.jit(self.reward.prepare)(model)
         found = [
             gather(self._log_reward(model, prepared, *part, self.rules))[: count * lengths.shape[1]]
             for part, count in parts((query, ids, lengths), self.batch, model)

@@ -18,8 +18,7 @@ from gfn_jax.sections import Count, Natural, Seed
 from gfn_jax.tasks.task import Graded, Modal, Task
 from gfn_jax.types import Query
 
-AT_ONCE = 256  # rows of a query
-ENOUGH = 400  # exact samples of a query
+AT_ONCE = 128  # rows of a query
 _log = logging.getLogger("gfn_jax")
 
 
@@ -31,12 +30,14 @@ class CertificateConfig:
         queries: the first of the task's held-out split; 0 makes no certificate.
         samples: rows of the policy a query.
         proposals: rejection sampling gives up on a query's exact samples after so many; 0 does not try.
+        exact: exact samples of each query that are enough.
         seed: of all that is sampled.
     """
 
     queries: Natural
     samples: Count
     proposals: Natural
+    exact: Count
     seed: Seed
 
 
@@ -94,12 +95,12 @@ class Certifier:
         rejection, budget = Rejection(self.target), min(AT_ONCE, config.proposals)
         try:
             problem = Problem(jax.jit(self.target.prepare)(policy.base), prior(self.target, query), rules)
-            found = exact_samples(rejection, policy.base, problem, budget, key, ENOUGH, config.proposals)
+            found = exact_samples(rejection, policy.base, problem, budget, key, config.exact, config.proposals)
         except ValueError as error:
             _log.info("the certificate has no exact samples: %s", error)
             return None
         counts = [Counts(found.proposals, int(accepted), rejection.log_bound) for accepted in found.accepted]
-        return ExactSamples(found.completion, found.length, counts)
+        return ExactSamples(found.completion, found.length, found.log_reward, counts)
 
     def mode(self, query: int, ids: list[int]) -> object:
         """The mode of a completion."""

@@ -155,6 +155,7 @@ class Accepted:
         completion: of each of Q queries its accepted completions, filled up with the stop, in the order in which they
             were proposed.
         length: the tokens of Z of each.
+        log_reward: log R of each, in nats.
         proposals: rows a query that were proposed.
         generated: tokens that the proposals took, a query.
         scored: tokens that a model read to score them.
@@ -162,6 +163,7 @@ class Accepted:
 
     completion: list[Int[np.ndarray, "n T"]]
     length: list[Int[np.ndarray, " n"]]
+    log_reward: list[Float[np.ndarray, " n"]]
     proposals: int
     generated: Int[np.ndarray, " Q"]
     scored: Int[np.ndarray, " Q"]
@@ -196,6 +198,7 @@ def exact_samples(
         raise ValueError(f"{most} proposals at most allow of no round of {budget}")
     completions: list[list[np.ndarray]] = [[] for _ in problem.query.example_id]
     lengths: list[list[np.ndarray]] = [[] for _ in completions]
+    log_rewards: list[list[np.ndarray]] = [[] for _ in completions]
     generated = np.zeros(len(completions), np.int64)
     scored = np.zeros_like(generated)
     found = np.zeros_like(generated)
@@ -209,14 +212,17 @@ def exact_samples(
         taken = drawn.log_weight.reshape(len(completions), budget) > -np.inf
         rows = drawn.rollout.completion.reshape(*taken.shape, -1)
         tokens = drawn.rollout.token_mask.sum(axis=1).reshape(taken.shape)
+        log_reward = drawn.log_reward.reshape(taken.shape)
         for query, mask in enumerate(taken):
             completions[query].append(rows[query, mask])
             lengths[query].append(tokens[query, mask])
+            log_rewards[query].append(log_reward[query, mask])
         generated, scored, found = generated + drawn.generated, scored + drawn.scored, found + taken.sum(axis=1)
         rounds += 1
     return Accepted(
         completion=[np.concatenate(rows) for rows in completions],
         length=[np.concatenate(rows) for rows in lengths],
+        log_reward=[np.concatenate(rows) for rows in log_rewards],
         proposals=rounds * budget,
         generated=generated,
         scored=scored,
