@@ -193,7 +193,9 @@ class Certificate:
             f"{self.verdict[0].upper()}{self.verdict[1:]} ({percent}, the mean of {len(self.exact)} queries).",
             "",
             f"{self.rows} rows and {exact} exact samples a query. Intervals hold with {percent}, each by itself: for",
-            "these queries, and for queries of which these are a sample. Nats, unless it says otherwise.",
+            "these queries, and for queries of which these are a sample. Divergences allow for log-ratios of "
+            f"{max(self.log_ratio):.0f} nats",
+            "where nothing was seen. Nats, unless it says otherwise.",
             "",
         ]
         header = ("", "mean", "these queries", "such queries", "")

@@ -34,7 +34,7 @@ STAKES = np.array([0.99, 1 / 4, 1 / 16, 1 / 64])
 MOST = 0.97
 # log Z is looked for within so many nats of the weights that were seen.
 REACH = 60.0
-# Values of log Z that a divergence is computed for, over the interval of log Z.
+# Parts of the interval of log Z, in each of which a divergence has limits of its own.
 CELLS = 6
 
 
