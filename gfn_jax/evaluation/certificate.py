@@ -148,7 +148,7 @@ class Certificate:
         warnings: what is not to be trusted, and why.
         rows: N.
         exact: M of each query.
-        log_ratio: H of each query, in nats.
+        log_ratio: H of each query's KL(q | pi) and KL(pi | q), in nats.
         risk: of every interval.
     """
 
@@ -157,7 +157,7 @@ class Certificate:
     warnings: tuple[str, ...]
     rows: int
     exact: tuple[int, ...]
-    log_ratio: tuple[float, ...]
+    log_ratio: tuple[tuple[float, float], ...]
     risk: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Certificate:
             "risk": self.risk,
             "rows": self.rows,
             "exact_samples": list(self.exact),
-            "log_ratio": [_rounded(value) for value in self.log_ratio],
+            "log_ratio": [[_rounded(one) for one in pair] for pair in self.log_ratio],
             "means": {
                 name: {
                     "estimate": _rounded(measure.mean.estimate),
@@ -194,7 +194,7 @@ class Certificate:
             "",
             f"{self.rows} rows and {exact} exact samples a query. Intervals hold with {percent}, each by itself: for",
             "these queries, and for queries of which these are a sample. Divergences allow for log-ratios of "
-            f"{max(self.log_ratio):.0f} nats",
+            f"{max(map(max, self.log_ratio)):.0f} nats",
             "where nothing was seen. Nats, unless it says otherwise.",
             "",
         ]
@@ -286,15 +286,16 @@ def _distances(
     query: int,
     settings: Settings,
     warnings: Counter[str],
-) -> tuple[dict[str, Interval], float]:
-    """Log Z and both divergences of a query, with the limits that hold at any number of rows; and H."""
+) -> tuple[dict[str, Interval], tuple[float, float]]:
+    """Log Z and both divergences of a query, with the limits that hold at any number of rows; and H of each."""
     risk = settings.risk
     log_z = None if evidence.log_z is None else np.asarray(evidence.log_z[query], np.float64)
     counts = None if evidence.counts is None else evidence.counts[query]
     found = {"log_z": Interval(), "kl_q_pi": Interval(), "kl_pi_q": Interval()}
+    allowed = settings.log_ratio, settings.log_ratio
     if not (log_weight > -np.inf).any():
         warnings["R is 0 in every row of q"] += 1
-        return found, settings.log_ratio
+        return found, allowed
     low, high = limits.log_z_limits(log_weight, exact, risk, log_z, counts)
     if low > high:
         warnings[
@@ -308,31 +309,31 @@ def _distances(
     if counts is not None:
         share = limits.clopper_pearson(counts.accepted, counts.proposals, risk)
         found["acceptance"] = Interval(counts.accepted / counts.proposals, *share)
-    bound = settings.log_ratio
     if not np.isfinite(log_weight).all():
         warnings["q writes completions of R = 0: KL(q | pi) is infinite"] += 1
     if not len(exact):
         found["kl_q_pi"] = limits.least_divergence(log_weight, risk)
-        return found, bound
+        return found, allowed
     within = limits.log_z_limits(log_weight, exact, risk * LOG_Z_SHARE, log_z, counts)
     within = (min(within), max(within))
-    seen = max(within[1] - log_weight[log_weight > -np.inf].min(initial=np.inf), exact.max() - within[0])
-    if np.isfinite(seen) and seen > bound:
-        warnings[f"log-ratios above {bound:g} nats were seen; H is twice the largest"] += 1
-    bound = max(bound, 2 * float(seen)) if np.isfinite(seen) else bound
-    if np.isfinite(within).all():
-        rest = risk * (1 - LOG_Z_SHARE)
-        mirrored = (-within[1], -within[0])
-        if np.isfinite(log_weight).all():
-            found["kl_q_pi"] = Interval(
-                limits.estimate_divergence(log_weight, exact, estimate),
-                *limits.divergence_limits(log_weight, exact, within, bound, rest),
-            )
-        found["kl_pi_q"] = Interval(
-            limits.estimate_divergence(-exact, -log_weight, -estimate),
-            *limits.divergence_limits(-exact, -log_weight, mirrored, bound, rest),
+    finite = log_weight[log_weight > -np.inf]
+    seen = (within[1] - finite.min(), exact.max() - within[0])
+    if not np.isfinite(within).all():
+        return found, allowed
+    if max(seen) > settings.log_ratio:
+        warnings[f"log-ratios above {settings.log_ratio:g} nats were seen; H is twice the largest"] += 1
+    allowed = max(settings.log_ratio, 2 * float(seen[0])), max(settings.log_ratio, 2 * float(seen[1]))
+    rest = risk * (1 - LOG_Z_SHARE)
+    if len(finite) == len(log_weight):
+        found["kl_q_pi"] = Interval(
+            limits.estimate_divergence(log_weight, exact, estimate),
+            *limits.divergence_limits(log_weight, exact, within, allowed[0], rest),
         )
-    return found, bound
+    found["kl_pi_q"] = Interval(
+        limits.estimate_divergence(-exact, -log_weight, -estimate),
+        *limits.divergence_limits(-exact, -log_weight, (-within[1], -within[0]), allowed[1], rest),
+    )
+    return found, allowed
 
 
 def _weights(
