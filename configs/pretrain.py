@@ -11,6 +11,7 @@ Presets, one a corpus:
     :numbers     random numbers (worlds/numbers_corpus.py)
     :stories     five-sentence stories (worlds/stories_corpus.py)
     :reviews     reviews with reasons and labels (worlds/reviews_corpus.py)
+    :countdown   expressions of given numbers (worlds/countdown_corpus.py)
 
 The model is written to WORKDIR/model as an ordinary Hugging Face folder. A phase's values are `steps` and fields of its
 corpus's dataclass; its seed follows from `seed` and the phase's number.
@@ -20,7 +21,13 @@ import ml_collections
 
 
 def get_config(preset: str = "arithmetic") -> ml_collections.ConfigDict:
-    presets = {"arithmetic": arithmetic, "numbers": numbers, "stories": stories, "reviews": reviews}
+    presets = {
+        "arithmetic": arithmetic,
+        "numbers": numbers,
+        "stories": stories,
+        "reviews": reviews,
+        "countdown": countdown,
+    }
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/pretrain.py has {', '.join(presets)}")
     return presets[preset]()
@@ -115,4 +122,14 @@ def reviews() -> ml_collections.ConfigDict:
     config.model.update({"width": 96, "num_layers": 3, "head_dim": 24, "mlp_width": 256})
     config.seq_length = 128
     config.phases = {"first": {"steps": 900, "documents": 14_400}}
+    return config
+
+
+def countdown() -> ml_collections.ConfigDict:
+    config = base("countdown")
+    config.batch = 64
+    config.model.update({"width": 64, "num_layers": 2, "head_dim": 16, "mlp_width": 168, "max_positions": 64})
+    config.seq_length = 24  # the longest document has 19 tokens and its end
+    config.optimizer.update({"learning_rate": 5e-3, "warmup_steps": 30})
+    config.phases = {"first": {"steps": 2000, "documents": 120_000, "right": 0.7}}
     return config

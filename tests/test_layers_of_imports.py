@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "gfn_jax"
 # What people type, `python -m gfn_jax.launch`: nothing imports them, and they import what the commands are made of.
-FACES = {"launch", "sample", "export", "benchmark", "certify"}
+FACES = {"launch", "sample", "export", "benchmark", "certify", "posterior_bench"}
 
 # From the ground up. Rooms of one level do not know each other.
 LEVELS = (
@@ -22,6 +22,7 @@ LEVELS = (
     {"evaluation", "training"},  # a step knows no algorithm, an evaluator no task
     {"tasks", "algorithms"},  # a task says what is wanted, an algorithm how it is learnt
     {"runs"},
+    {"bench"},
     {"commands"},
     FACES,
 )

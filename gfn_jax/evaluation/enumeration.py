@@ -12,15 +12,17 @@ The loss on the policy's own samples can be near zero while a mode is lost.
 """
 
 import dataclasses
-import itertools
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gfn_jax.environments import NoTool
+from gfn_jax.evaluation.rows import parts
 from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
@@ -29,30 +31,85 @@ from gfn_jax.models.lora import LoraConfig
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import TableReward
-from gfn_jax.types import Params, Query, Rollout, Tokens, Trajectory
+from gfn_jax.types import Params, PyTree, Query, Rollout, Tokens, Trajectory
 
-# Beyond this many the list itself is the problem.
-MOST_COMPLETIONS = 200_000
+# Beyond this many the list itself is the problem; all of at most two tokens of a vocabulary of 512 are fewer.
+MOST_COMPLETIONS = 300_000
+ROWS = 16_384  # of a list, whose masks are made at once
 
 
 def enumerate_completions(rules: Rules) -> Rollout:
-    """Every completion of min_length to max_length tokens, shortest first, in order within a length.
+    """Every completion that can be written under the rules, shortest first, in order within a length.
 
-    With min_length 0 the order is `TableReward`'s. The tool must write nothing and let Z end anywhere.
+    Breadth first: prefixes of t tokens, with the tool's state after each, become those of t + 1. With min_length 0 and
+    no tool the order is `TableReward`'s.
 
     Raises:
         ValueError: there are more than `MOST_COMPLETIONS`.
     """
-    constraint = rules.constraint
-    tokens = np.asarray(constraint.token_ids)[~np.asarray(constraint.is_stop)].tolist()
-    lengths = range(constraint.min_length, constraint.max_length + 1)
-    count = sum(len(tokens) ** length for length in lengths)
-    if count > MOST_COMPLETIONS:
-        raise ValueError(f"there are {count} completions; {MOST_COMPLETIONS} at most can be listed")
-    listed = [z for length in lengths for z in itertools.product(tokens, repeat=length)]
-    stops = (constraint.stop_id,) * constraint.horizon
-    completion = jnp.array([(*z, *stops)[: constraint.horizon] for z in listed], jnp.int32)
-    return teacher_force(completion, jnp.array([len(z) for z in listed]), rules)
+    constraint, environment = rules.constraint, rules.environment
+    token_ids, is_stop = np.asarray(constraint.token_ids), np.asarray(constraint.is_stop)
+    prefixes = np.zeros((1, 0), np.int32)
+    tool, found, count = environment.init(1), [], 0
+    for length in range(constraint.max_length + 1):
+        last = length == constraint.max_length  # where all that a prefix can do is end: its choices are not listed
+        forced, may_end, choices = jax.device_get(_look(rules, tool, length, last))
+        found.append(prefixes[may_end])
+        if last:
+            break
+        tokens = np.where(forced[:, None] < 0, np.where(choices & ~is_stop, token_ids, -1), -1)
+        tokens = np.concatenate([tokens, forced[:, None]], axis=1)  # a forced token is the only one
+        parents, columns = np.nonzero(tokens >= 0)
+        count += int(may_end.sum())
+        if count + len(parents) > MOST_COMPLETIONS:
+            raise ValueError(
+                f"there are at least {count + len(parents)} completions; {MOST_COMPLETIONS} at most can be listed"
+            )
+        chosen = tokens[parents, columns].astype(np.int32)
+        prefixes = np.concatenate([prefixes[parents], chosen[:, None]], axis=1)
+        tool = _follow(rules, tool, parents, chosen)
+    lengths = np.concatenate([np.full(len(ended), ended.shape[1], np.int32) for ended in found])
+    return listed_rollout([row for ended in found for row in ended.tolist()], rules, lengths)
+
+
+def listed_rollout(
+    completions: Sequence[Sequence[int]], rules: Rules, lengths: Int[np.ndarray, " S"] | None = None
+) -> Rollout:
+    """The rollouts that given completions would have been, tool tokens included, made in parts of `ROWS`.
+
+    Raises:
+        ValueError: one of them is longer than the rules allow.
+    """
+    horizon = rules.constraint.horizon
+    lengths = np.array([len(row) for row in completions], np.int32) if lengths is None else lengths
+    if lengths.max() >= horizon:
+        raise ValueError(f"a listed completion has {lengths.max()} tokens; the rules allow {horizon - 1}")
+    ids = np.full((len(lengths), horizon), rules.constraint.stop_id, np.int32)
+    ids[np.arange(horizon) < lengths[:, None]] = np.fromiter((i for row in completions for i in row), np.int32)
+    made = [
+        jax.tree.map(lambda x, count=count: np.asarray(x)[:count], _teacher_force(*part, rules))
+        for part, count in parts((ids, lengths), ROWS, rules.constraint.token_ids)
+    ]
+    return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *made)
+
+
+_teacher_force = jax.jit(teacher_force)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _look(rules: Rules, tool: PyTree, length: int, last: bool) -> tuple[Array, Array, Array | None]:
+    """Of prefixes of that length: the token the tool writes or -1, whether they may end, and the choices [n, A]."""
+    forced, may_stop = rules.environment.forced(tool), rules.environment.may_stop(tool)
+    if last:
+        return forced, forced < 0, None
+    choices = rules.constraint.allowed(jnp.full(forced.shape, length), may_stop)
+    return forced, (forced < 0) & jnp.any(choices & rules.constraint.is_stop, axis=1), choices
+
+
+@jax.jit
+def _follow(rules: Rules, tool: PyTree, parents: Int[Array, " n"], token: Int[Array, " n"]) -> PyTree:
+    """The tool's states after prefixes that are one token longer than their parents."""
+    return rules.environment.step(jax.tree.map(lambda x: x[parents], tool), token)
 
 
 def log_target(trajectory: Trajectory, temperature: Float[Array, ""] | float = 1.0) -> Float[Array, " S"]:

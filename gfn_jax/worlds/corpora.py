@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerFast
 
 from gfn_jax.text import wordlevel
-from gfn_jax.worlds import arithmetic_corpus, numbers_corpus, reviews_corpus, stories_corpus
+from gfn_jax.worlds import arithmetic_corpus, countdown_corpus, numbers_corpus, reviews_corpus, stories_corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ CORPORA: dict[str, CorpusKind] = {
     ),
     "reviews": CorpusKind(
         reviews_corpus.ReviewsCorpusConfig, reviews_corpus.build_tokenizer, reviews_corpus.token_rows
+    ),
+    "countdown": CorpusKind(
+        countdown_corpus.CountdownCorpusConfig, countdown_corpus.build_tokenizer, countdown_corpus.token_rows
     ),
 }
 

@@ -23,7 +23,7 @@ def test_every_completion_once_and_within_its_lengths():
 
 def test_too_many_completions_are_refused():
     constraint = make_constraint(100, 0, max_length=8)
-    with pytest.raises(ValueError, match="completions; 200000 at most"):
+    with pytest.raises(ValueError, match="completions; 300000 at most"):
         enumerate_completions(Rules(constraint, NoTool()))
 
 
