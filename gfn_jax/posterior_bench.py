@@ -6,9 +6,9 @@ r"""PosteriorBench: methods on targets that are known exactly, because all that 
 
 A table a target is printed as soon as it is done: both KL divergences and the total variation of a method's weighted
 rows, beside those of as many exact samples (the first rows); where the rows are a policy's own, those of its exact
-probabilities; the share of modes that were found; the tokens that were written and read, and the seconds without compilation, both
-with training. results.json and results.md hold the same, and a figure shows KL against tokens
-where matplotlib is installed. Targets and methods are listed in gfn_jax/bench/targets.py and methods.py.
+probabilities; the share of modes that were found; the tokens that were written and read, and the seconds without
+compilation, both with training. results.json and results.md hold the same, and a figure shows KL against tokens where
+matplotlib is installed. Targets and methods are listed in gfn_jax/bench/targets.py and methods.py.
 
 What is wrong with the command ends in one line `error: ...` and exit code 2; --debug shows tracebacks, and so does
 GFN_JAX_DEBUG=1.

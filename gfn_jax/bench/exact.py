@@ -28,13 +28,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.scoring import log_policy
 from gfn_jax.interfaces import Reward
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules
 from gfn_jax.samplers.sampler import Problem, Weighed, final_log_reward
-from gfn_jax.types import Query, Rollout
+from gfn_jax.types import PyTree, Query, Rollout
 
 MODE_MASS = 0.9
 SCORED = 1024  # completions at once
@@ -161,22 +160,19 @@ def score_lists(
     """Log R of every listed completion of every query, in batches of one shape a query, float64."""
 
     @jax.jit
-    def score(base: LanguageModel, problem: Problem, rollout: Rollout) -> jax.Array:
-        return final_log_reward(reward, base, problem, rollout)[0]
+    def score(base: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> jax.Array:
+        return final_log_reward(reward, base, Problem(prepared, query, rules), rollout)[0]
 
-    prepared = reward.prepare(base)
-    problems = [Problem(prepared, query, rules) for query in _each(queries)]
-    return tuple(
-        _in_parts(functools.partial(score, base, problem), rollout, base) for problem, rollout in zip(problems, lists)
-    )
+    return in_parts(functools.partial(score, base, reward.prepare(base)), queries, lists)
 
 
 def exact_log_policy(target: ExactTarget, model: LanguageModel) -> tuple[Float[np.ndarray, " S"], ...]:
     """Log q of every listed completion under a policy at temperature 1, in nats, float64."""
-    return tuple(
-        _in_parts(functools.partial(_log_policy, model, query.prompt, rules=target.rules), rollout, model)
-        for query, rollout in zip(_each(target.queries), target.listed)
-    )
+
+    def score(query: Query, rollout: Rollout) -> jax.Array:
+        return _log_policy(model, query.prompt, rollout, target.rules)
+
+    return in_parts(score, target.queries, target.listed)
 
 
 def empirical(target: ExactTarget, weighed: Weighed) -> tuple[Float[np.ndarray, " S"], ...]:
@@ -257,14 +253,19 @@ def noise_floor(target: ExactTarget, draws: int, seed: int = 0) -> dict[str, flo
     return {name: float(np.mean([one[name] for one in simulated])) for name in simulated[0]}
 
 
+def in_parts(
+    score: Callable[[Query, Rollout], jax.Array], queries: Query, lists: Sequence[Rollout]
+) -> tuple[Float[np.ndarray, " S"], ...]:
+    """What is said of every query's list, float64, in parts of one shape: `SCORED` completions, or the longest list."""
+    size, found = min(SCORED, max(len(rollout.completion) for rollout in lists)), []
+    for number, rollout in enumerate(lists):
+        query = jax.tree.map(lambda x, n=number: x[n : n + 1], queries)
+        count, values = len(rollout.completion), []
+        for begin in range(0, count, size):
+            place = np.minimum(np.arange(begin, begin + size), count - 1)  # filled up with the last
+            values.append(jax.device_get(score(query, jax.tree.map(lambda x, place=place: x[place], rollout))))
+        found.append(np.concatenate(values)[:count].astype(np.float64))
+    return tuple(found)
+
+
 _log_policy = jax.jit(log_policy)
-
-
-def _each(queries: Query) -> list[Query]:
-    """Every query as a table of one."""
-    return [jax.tree.map(lambda x, row=row: x[row : row + 1], queries) for row in range(len(queries.example_id))]
-
-
-def _in_parts(score: Callable[[Rollout], jax.Array], rollout: Rollout, model: LanguageModel) -> Float[np.ndarray, " S"]:
-    found = [gather(score(part))[:count] for part, count in parts(rollout, SCORED, model)]
-    return np.concatenate(found).astype(np.float64)

@@ -135,6 +135,7 @@ def make_trainer(training: Training, target: ExactTarget, rows: int, steps: int)
 
         return jax.lax.scan(one, state, None, length=min(CHUNK, steps))
 
+    _log.info("%s: %s, compiling", target.name, training.algorithm)
     given = constants(jax.random.key(0))
     start = jax.jit(init).lower(given.root, given).compile()
     go_on = jax.jit(advance).lower(start(given.root, given), given).compile()

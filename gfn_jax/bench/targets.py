@@ -295,14 +295,14 @@ def countdown_target(size: Size) -> ExactTarget:
 
 
 def arithmetic(size: Size, expression: str = "3 + 4", max_length: int = 5) -> ExactTarget:
-    """Chains of calls over the question's own numbers, + - and =; the calculator writes what follows an "=".
+    """Chains of calls over the question's own numbers and operator; the calculator writes what follows an "=".
 
     A mode is a chain whose last result is the right one.
     """
     base, example = Base.read("tiny-arithmetic"), make_example(expression)
     calculator = Calculator.from_tokenizer(base.tokenizer, max_abs_value=60)
-    words = {*expression.split(), "+", "-"}
-    tokens = np.array(sorted({base.after("1", f" {word}")[0] for word in (*words, "=")}), np.int32)
+    words = {*expression.split(), "="}
+    tokens = np.array(sorted(base.after("1", f" {word}")[0] for word in words), np.int32)
     triggers = np.asarray(calculator.triggers)[: base.vocab_size]
     answer = base.after(f"{example.question} 1", example.answer_text)
     constraint = make_constraint(

@@ -20,6 +20,7 @@ WRONG = {
     "sample": ["--model=tiny-arithmetic", "--prompt=1", "--samples=0"],
     "export": ["--workdir=absent", "--out=out"],
     "benchmark": [f"--config={ROOT}/configs/benchmark.py", "--config.samples=0"],
+    "posterior_bench": ["--out=out", "--methods=absent"],
 }
 
 
