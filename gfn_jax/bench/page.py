@@ -73,7 +73,7 @@ def plot(targets: Mapping[str, Any], path: pathlib.Path) -> bool:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("tokens")
-        axis.set_ylabel("KL to the target, nats")
+        axis.set_ylabel("KL of listed rows, nats")
         axis.grid(alpha=0.2)
     for axis in axes.flat[len(targets) :]:
         axis.set_axis_off()
