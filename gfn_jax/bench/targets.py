@@ -8,7 +8,7 @@
     story-world        the hidden fourth sentence of generated stories: the sentences that the generator can write
     review-world       the reason of generated reviews, given its label: the reasons that there are
     countdown          expressions of four numbers with the right value
-    arithmetic         chains of calls of the calculator for a sum of two numbers
+    arithmetic         p_LM(X Z Y)^(1/3) of chains of calls of the calculator for a sum of two numbers
 
 Every one is exact. The short ones, `numbers` and `arithmetic` list all that their rules allow. The worlds and Countdown
 list their support (`SupportReward`): everything else together has an R of e^-60 at most, which `ExactTarget.unlisted`
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 POWER = 2.0
+FLAT = 1 / 3  # the exponent of p_LM in `arithmetic`, whose base is sure of one chain
 STOP = "."
 
 
@@ -295,10 +296,7 @@ def countdown_target(size: Size) -> ExactTarget:
 
 
 def arithmetic(size: Size, expression: str = "3 + 4", max_length: int = 5) -> ExactTarget:
-    """Chains of calls over the question's own numbers and operator; the calculator writes what follows an "=".
-
-    A mode is a chain whose last result is the right one.
-    """
+    """Chains of calls over the question's own numbers and operator; the calculator writes what follows an "="."""
     base, example = Base.read("tiny-arithmetic"), make_example(expression)
     calculator = Calculator.from_tokenizer(base.tokenizer, max_abs_value=60)
     words = {*expression.split(), "="}
@@ -316,12 +314,8 @@ def arithmetic(size: Size, expression: str = "3 + 4", max_length: int = 5) -> Ex
     rules, prompt = Rules(constraint, calculator), base.prompts([example.question])
     query = Query(jnp.arange(1), prompt, prompt, pad_right([answer], 0))
 
-    def mode_of(query: int, completion: tuple[int, ...]) -> str | None:
-        text = str(base.tokenizer.decode(list(completion)))
-        return text if text.endswith(f"= {example.answer}") else None
-
-    listed = enumerate_completions(rules)
-    return make_target("arithmetic", base.model, PosteriorReward(), rules, query, listed, mode_of)
+    reward = Product((PosteriorReward(),), (FLAT,))
+    return make_target("arithmetic", base.model, reward, rules, query, enumerate_completions(rules))
 
 
 # Name -> how it is built; None is returned where what it needs is not there.

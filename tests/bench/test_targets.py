@@ -19,7 +19,7 @@ from gfn_jax.worlds.stories import draw_stories, endings, events
 
 SIZE = Size(vocabulary=4, queries=1)
 # Target -> the exponent of p_LM in its reward.
-POSTERIORS = {"stories-power": 2.0, "countdown": 1.0, "arithmetic": 1.0}
+POSTERIORS = {"stories-power": 2.0, "countdown": 1.0, "arithmetic": 1 / 3}
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
     for name in ("stories-infill", "reviews-answer", "review-world", "story-world")
@@ -122,8 +122,8 @@ def test_arithmetic_lists_what_the_calculator_lets_be_written():
     assert " 3 + 3 =" not in found
     ended = [text for text, row in zip(found, token_rows(target.listed[0])) if len(row) < 5]
     assert all(text[-1].isdigit() for text in ended)  # at the maximum length every completion ends
-    right = {text for text, mode in zip(found, target.modes[0]) if mode is not None}
-    assert right == {text for text in found if text.endswith("= 6")} == {" 3 + 3 = 6"}
+    called = [text for text in found if "=" in text]
+    assert {text.split("=")[1].split()[0] for text in called if text.startswith(" 3 + 3 =")} == {"6"}
 
 
 def test_what_is_not_there_is_none_and_what_is_wrong_is_refused():
