@@ -4,7 +4,8 @@
     stories-infill     p_LM(X Z Y) of the tiny story model, over all Z of at most two tokens
     stories-power      p_LM(Z stop | X)^2 of the same model, over the same kind of list
     reviews-answer     p_LM(X Z Y) of the tiny review model, Y being the label
-    stories260k-*      the same three kinds with a model of 512 tokens, where its folder is given: up to 262,657 Z
+    stories260k-*      the same three kinds with a model of 512 tokens, where its folder is given: 144,781 Z
+                       of the 380 that write a text
     story-world        the hidden fourth sentence of generated stories: the sentences that the generator can write
     review-world       the reason of generated reviews, given its label: the reasons that there are
     countdown          expressions of four numbers with the right value
