@@ -1,7 +1,7 @@
 """The methods of PosteriorBench, by name: a sampler of a reward, and the policy that it samples with.
 
-METHODS["importance"] = Method(Importance)                                  # proposals: the base's own
-METHODS["gflownet"] = Method(plain, Training("gflownet", {"subtb": 1.0}))   # those of a policy trained on the target
+Method(lambda reward, _: Importance(reward))               proposals: the base's own
+Method(plain, Training("gflownet", {"subtb": 1.0}))        those of a policy that was trained on the target
 """
 
 import dataclasses
@@ -23,14 +23,21 @@ from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.config import read_sampling
 from gfn_jax.runs.defaults import policy_config
 from gfn_jax.runs.registry import algorithm_entry
+from gfn_jax.samplers.beam import Beam
 from gfn_jax.samplers.independent import Ancestral, Importance
+from gfn_jax.samplers.mcmc import SuffixMCMC
 from gfn_jax.samplers.sampler import Sampler
+from gfn_jax.samplers.selection import BestOfN, Rejection
+from gfn_jax.samplers.smc import SMC
+from gfn_jax.samplers.twists import Answer, Flow, NoTwist, Value
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
 
 RANK = 16
 CHUNK = 10  # steps of training between two looks at the clock
 EXPLORING: dict[str, float] = {"tempered": 0.25, "temperature_high": 2.0, "exploring": 0.25, "uniform_mix": 1.0}
+MOVES = 8  # of a Markov chain
+VALUE_RATE = 30.0
 OWN: dict[str, float] = {"tempered": 0.0, "exploring": 0.0}
 _log = logging.getLogger("gfn_jax")
 
@@ -59,26 +66,40 @@ class Method:
     """A way to answer a target's queries.
 
     Attributes:
-        sampler: of a reward.
+        sampler: of a reward, and of what the training has trained (None without).
         training: of the policy that it samples with; None samples with the base.
         exact: its rows are the policy's own and count alike, so that its exact probabilities are the policy's.
     """
 
-    sampler: Callable[[Reward], Sampler]
+    sampler: Callable[[Reward, Any], Sampler]
     training: Training | None = None
     exact: bool = False
 
 
-def plain(reward: Reward) -> Sampler:
+def plain(reward: Reward, trainable: Any) -> Sampler:
     """The policy's own rows."""
-    del reward
+    del reward, trainable
     return Ancestral()
 
 
+GFLOWNET = Training("gflownet", {"subtb": 1.0}, EXPLORING, 0.25)
+CTL = Training("ctl", {"value_rate": VALUE_RATE}, EXPLORING, 0.25)
 METHODS: dict[str, Method] = {
     "ancestral": Method(plain, exact=True),
-    "importance": Method(Importance),
-    "gflownet": Method(plain, Training("gflownet", {"subtb": 1.0}, EXPLORING, 0.25), exact=True),
+    "nucleus": Method(lambda reward, _: Ancestral(top_p=0.9)),
+    "beam": Method(lambda reward, _: Beam()),
+    "best_of_n": Method(lambda reward, _: BestOfN(reward)),
+    "importance": Method(lambda reward, _: Importance(reward)),
+    "rejection": Method(lambda reward, _: Rejection(reward)),
+    "mcmc": Method(lambda reward, _: SuffixMCMC(reward, MOVES)),
+    "smc": Method(lambda reward, _: SMC(reward, NoTwist())),
+    "smc_answer": Method(lambda reward, _: SMC(reward, Answer())),
+    "gflownet": Method(plain, GFLOWNET, exact=True),
+    "gflownet_importance": Method(lambda reward, _: Importance(reward), GFLOWNET),
+    "gflownet_mcmc": Method(lambda reward, _: SuffixMCMC(reward, MOVES), GFLOWNET),
+    "gflownet_smc_flow": Method(lambda reward, _: SMC(reward, Flow()), GFLOWNET),
+    "ctl": Method(plain, CTL, exact=True),
+    "ctl_smc_value": Method(lambda reward, trainable: SMC(reward, Value(trainable.value, VALUE_RATE)), CTL),
     "weighted_sft": Method(plain, Training("weighted_sft", {}, EXPLORING, 0.25), exact=True),
     "rloo": Method(plain, Training("rloo"), exact=True),
 }
@@ -86,9 +107,13 @@ METHODS: dict[str, Method] = {
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A policy, and what it took: tokens of Z with its stop, and those that its rewards read (tool tokens in both)."""
+    """A policy, what was trained, and what it took: tokens of Z with its stop, and those that its rewards read.
+
+    Both count a tool's tokens, too.
+    """
 
     model: LanguageModel
+    trainable: Any
     generated: int
     scored: int
 
@@ -152,6 +177,7 @@ def make_trainer(training: Training, target: ExactTarget, rows: int, steps: int)
         done = int(state.step)
         return Trained(
             algorithm.policy(state.trainable, given),
+            state.trainable,
             generated=round(fresh * (length + done)),
             scored=round(fresh * (length + done * answer)),
         )

@@ -148,10 +148,10 @@ def measured(target: ExactTarget, name: str, method: Method, budget: Budget, see
 
 
 def _measured(target: ExactTarget, name: str, method: Method, budget: Budget, seeds: int) -> Iterator[dict[str, Any]]:
-    problem, sampler = target.problem(), method.sampler(target.reward)
+    problem = target.problem()
     stream = zlib.crc32(f"{target.name} {name}".encode())
     keys = [jax.random.fold_in(jax.random.key(seed), stream) for seed in range(seeds)]
-    policies, train_seconds = [Trained(target.base, 0, 0)] * seeds, [0.0] * seeds
+    policies, train_seconds = [Trained(target.base, None, 0, 0)] * seeds, [0.0] * seeds
     exact: list[dict[str, float] | None] = [None] * seeds
     if method.training is not None:
         train = make_trainer(method.training, target, budget.step_rows, budget.steps)
@@ -166,15 +166,17 @@ def _measured(target: ExactTarget, name: str, method: Method, budget: Budget, se
     for rows in budget.rows:
 
         @jax.jit
-        def draw(model: Any, problem: Problem, key: jax.Array, rows: int = rows) -> Weighed:
-            return sampler.sample(model, problem, rows, key)
+        def draw(model: Any, trainable: Any, problem: Problem, key: jax.Array, rows: int = rows) -> Weighed:
+            return method.sampler(target.reward, trainable).sample(model, problem, rows, key)
 
         began = time.perf_counter()
-        compiled = draw.lower(policies[0].model, problem, keys[0]).compile()
+        compiled = draw.lower(policies[0].model, policies[0].trainable, problem, keys[0]).compile()
         compile_seconds = time.perf_counter() - began
         for seed, (key, trained) in enumerate(zip(keys, policies)):
             began = time.perf_counter()
-            weighed = jax.block_until_ready(compiled(trained.model, problem, jax.random.fold_in(key, rows)))
+            weighed = jax.block_until_ready(
+                compiled(trained.model, trained.trainable, problem, jax.random.fold_in(key, rows))
+            )
             seconds = time.perf_counter() - began
             yield {
                 "method": name,

@@ -3,19 +3,21 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.types import Query, Rollout
+from gfn_jax.models.partition import repeat_rows
+from gfn_jax.rewards.machine import Machine
+from gfn_jax.types import Query
 
 PENALTY = 60.0
+Place = tuple[Int[Array, "*rows"], Int[Array, "*rows"]]  # the query's row in the table, the state in its trie
 
 
 @dataclasses.dataclass(frozen=True)
-class SupportReward:
+class SupportReward(Machine):
     """log R(Z) = 0 of what a query's list holds, -`PENALTY` of everything else: a trie of each list over token ids.
 
     The penalty is finite, since balance conditions compare finite numbers. Times a p_LM(X Z Y) that adds up to at most
@@ -53,19 +55,17 @@ class SupportReward:
         """The tables, on the device."""
         return jnp.asarray(self.following), jnp.where(jnp.asarray(self.listed), 0.0, -PENALTY)
 
-    def log_reward(
-        self, model: LanguageModel, prepared: tuple[Array, Array], query: Query, rollout: Rollout
-    ) -> Float[Array, "B T"]:
-        """Of every prefix, in nats."""
-        following, value = prepared
-        rows = len(rollout.completion)
-        row = jnp.repeat(query.example_id, rows // len(query.example_id))
+    def first(self, query: Query, rows: int) -> Place:
+        """The root of its query's trie."""
+        return repeat_rows(query.example_id, rows // len(query.example_id)), jnp.zeros((rows,), jnp.int32)
 
-        def read(state: Array, token: Array) -> tuple[Array, Array]:
-            return following[row, state, token], state
+    def read(self, prepared: tuple[Array, Array], state: Place, token: Int[Array, " B"]) -> Place:
+        """One token further."""
+        return state[0], prepared[0][*state, token]
 
-        _, states = jax.lax.scan(read, jnp.zeros(rows, jnp.int32), rollout.completion.T)
-        return value[row[:, None], states.T]
+    def worth(self, prepared: tuple[Array, Array], state: Place) -> Float[Array, "*rows"]:
+        """0 or -`PENALTY` nats."""
+        return prepared[1][state]
 
 
 def _trie(completions: Sequence[Sequence[int]]) -> dict[tuple[int, ...], int]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.rewards.machine import Machine
+from gfn_jax.types import Query
 
 _LETTER = re.compile(r"\w")
 Words = tuple[Int[Array, "*rows"], Int[Array, "*rows"]]  # unfinished word, bit set of words seen
@@ -44,7 +45,7 @@ class AutomatonReward(Machine):
         """The tables, on the device."""
         return jnp.asarray(self.following, jnp.int32), jnp.asarray(self.value, jnp.float32)
 
-    def first(self, rows: int) -> Int[Array, " B"]:
+    def first(self, query: Query, rows: int) -> Int[Array, " B"]:
         """State 0."""
         return jnp.zeros((rows,), jnp.int32)
 
@@ -82,7 +83,7 @@ class WordReward(Machine):
         """The tables, on the device."""
         return jnp.asarray(self.following), jnp.asarray(self.completes), jnp.asarray(self.at_end)
 
-    def first(self, rows: int) -> Words:
+    def first(self, query: Query, rows: int) -> Words:
         """No word begun, none seen."""
         zeros = jnp.zeros((rows,), jnp.int32)
         return zeros, zeros

@@ -18,8 +18,8 @@ class Machine(abc.ABC):
     """
 
     @abc.abstractmethod
-    def first(self, rows: int) -> PyTree:
-        """The state before the first token."""
+    def first(self, query: Query, rows: int) -> PyTree:
+        """The state before the first token, rows of a query adjacent."""
 
     @abc.abstractmethod
     def read(self, prepared: Any, state: Any, token: Int[Array, " B"]) -> PyTree:
@@ -35,14 +35,14 @@ class Machine(abc.ABC):
         def read(state: PyTree, token: Array) -> tuple[PyTree, PyTree]:
             return self.read(prepared, state, token), state
 
-        _, states = jax.lax.scan(read, self.first(len(rollout.completion)), rollout.completion.T)
+        _, states = jax.lax.scan(read, self.first(query, len(rollout.completion)), rollout.completion.T)
         return self.worth(prepared, states).T
 
     def begin(
         self, model: LanguageModel, prepared: PyTree, query: Query, shape: tuple[int, int, int], answers: bool
     ) -> tuple[PyTree, PyTree, Prefix]:
         """As `interfaces.Incremental` has it."""
-        state = self.first(shape[0])
+        state = self.first(query, shape[0])
         return answers, state, Prefix(jnp.zeros((shape[0],)), self.worth(prepared, state) if answers else None)
 
     def extend(

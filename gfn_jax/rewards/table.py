@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.rewards.machine import Machine
+from gfn_jax.types import Query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TableReward(Machine):
         """The table itself."""
         return self.table
 
-    def first(self, rows: int) -> Int[Array, " B"]:
+    def first(self, query: Query, rows: int) -> Int[Array, " B"]:
         """The empty sequence's node."""
         return jnp.zeros((rows,), jnp.int32)
 

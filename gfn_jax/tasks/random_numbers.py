@@ -185,7 +185,7 @@ class NumberReward(Machine):
         """The automaton's tables."""
         return self.speller
 
-    def first(self, rows: int) -> Spelt:
+    def first(self, query: Query, rows: int) -> Spelt:
         """Nothing written."""
         zeros = jnp.zeros((rows,), jnp.int32)
         return zeros, zeros
