@@ -6,6 +6,7 @@ Method(plain, Training("gflownet", {"subtb": 1.0}))        those of a policy tha
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,13 +110,14 @@ METHODS: dict[str, Method] = {
 class Trained:
     """A policy, what was trained, and what it took: tokens of Z with its stop, and those that its rewards read.
 
-    Both count a tool's tokens, too.
+    Both count a tool's tokens, too. `seconds` are without compilation.
     """
 
     model: LanguageModel
     trainable: Any
     generated: int
     scored: int
+    seconds: float
 
 
 def make_algorithm(training: Training, target: ExactTarget, rows: int, steps: int) -> Algorithm:
@@ -166,6 +168,7 @@ def make_trainer(training: Training, target: ExactTarget, rows: int, steps: int)
     go_on = jax.jit(advance).lower(start(given.root, given), given).compile()
 
     def train(key: jax.Array) -> Trained:
+        began = time.perf_counter()
         root, adapter = jax.random.split(key)
         given = constants(root)
         state, length, chunks = start(adapter, given), 0.0, -(-steps // CHUNK)
@@ -180,6 +183,7 @@ def make_trainer(training: Training, target: ExactTarget, rows: int, steps: int)
             state.trainable,
             generated=round(fresh * (length + done)),
             scored=round(fresh * (length + done * answer)),
+            seconds=time.perf_counter() - began,
         )
 
     return train

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from gfn_jax.bench.exact import ExactTarget, compare, empirical, exact_log_policy, noise_floor
-from gfn_jax.bench.methods import METHODS, Method, Trained, make_trainer
+from gfn_jax.bench.methods import METHODS, Method, Trained, Training, make_trainer
 from gfn_jax.bench.page import page, plot
 from gfn_jax.bench.targets import TARGETS, Size
 from gfn_jax.samplers.sampler import Problem, Weighed
@@ -105,8 +105,9 @@ def run(settings: Settings) -> Iterator[str]:
             continue
         found = facts(target, time.perf_counter() - began, budget.rows)
         _log.info("%s: %s completions, %s modes, %.1f s", name, found["completions"], found["modes"], found["seconds"])
+        policies = Policies(target, budget, settings.seeds)
         for method in settings.methods:
-            found["runs"] += list(measured(target, method, METHODS[method], budget, settings.seeds))
+            found["runs"] += list(measured(policies, method, METHODS[method]))
         record["targets"][name] = found
         (out / "results.json").write_text(json.dumps(finite(record), indent=1) + "\n")
         (out / "results.md").write_text("\n".join(page(key, value) for key, value in record["targets"].items()))
@@ -131,11 +132,34 @@ def facts(target: ExactTarget, seconds: float, rows: Sequence[int]) -> dict[str,
     }
 
 
-def measured(target: ExactTarget, name: str, method: Method, budget: Budget, seeds: int) -> Iterator[dict[str, Any]]:
+@dataclasses.dataclass
+class Policies:
+    """The policies of a target, a seed each: each training is done once, whichever methods sample with it."""
+
+    target: ExactTarget
+    budget: Budget
+    seeds: int
+    trained: list[tuple[Training, list[Trained]]] = dataclasses.field(default_factory=list)
+
+    def of(self, training: Training | None) -> list[Trained]:
+        """Those that a training makes; without one the base."""
+        if training is None:
+            return [Trained(self.target.base, None, 0, 0, 0.0)] * self.seeds
+        for known, policies in self.trained:
+            if known is training:
+                return policies
+        train = make_trainer(training, self.target, self.budget.step_rows, self.budget.steps)
+        stream = zlib.crc32(f"{self.target.name} {training.algorithm}".encode())
+        policies = [train(jax.random.fold_in(jax.random.key(seed), stream)) for seed in range(self.seeds)]
+        self.trained.append((training, policies))
+        return policies
+
+
+def measured(policies: Policies, name: str, method: Method) -> Iterator[dict[str, Any]]:
     """The results of a method on a target; of one that refuses it, why."""
-    began = time.perf_counter()
+    target, began = policies.target, time.perf_counter()
     try:
-        for result in _measured(target, name, method, budget, seeds):
+        for result in _measured(policies, name, method):
             _log.info(
                 "%s: %s, %d rows: KL %.3g, total variation %.3g, %d tokens, %.1f s",
                 *(target.name, name, result["rows"], result["kl_to_target"], result["total_variation"]),
@@ -147,19 +171,12 @@ def measured(target: ExactTarget, name: str, method: Method, budget: Budget, see
         yield {"method": name, "refused": str(error)}
 
 
-def _measured(target: ExactTarget, name: str, method: Method, budget: Budget, seeds: int) -> Iterator[dict[str, Any]]:
-    problem = target.problem()
+def _measured(given: Policies, name: str, method: Method) -> Iterator[dict[str, Any]]:
+    target, budget, seeds = given.target, given.budget, given.seeds
+    problem, policies = target.problem(), given.of(method.training)
     stream = zlib.crc32(f"{target.name} {name}".encode())
     keys = [jax.random.fold_in(jax.random.key(seed), stream) for seed in range(seeds)]
-    policies, train_seconds = [Trained(target.base, None, 0, 0)] * seeds, [0.0] * seeds
     exact: list[dict[str, float] | None] = [None] * seeds
-    if method.training is not None:
-        train = make_trainer(method.training, target, budget.step_rows, budget.steps)
-        policies, train_seconds = [], []
-        for key in keys:
-            began = time.perf_counter()
-            policies.append(train(jax.random.fold_in(key, 0)))
-            train_seconds.append(time.perf_counter() - began)
     if method.exact:
         exact = [exact_of(target, trained) for trained in (policies if method.training else policies[:1])]
         exact *= seeds // len(exact)  # without training the seeds have one policy
@@ -187,7 +204,7 @@ def _measured(target: ExactTarget, name: str, method: Method, budget: Budget, se
                 **sampled(target, weighed),
                 "training_tokens": trained.generated + trained.scored,
                 "tokens": int(weighed.generated.sum() + weighed.scored.sum()) + trained.generated + trained.scored,
-                "seconds": seconds + train_seconds[seed],
+                "seconds": seconds + trained.seconds,
                 "compile_seconds": compile_seconds,
             }
 

@@ -32,6 +32,7 @@ HEAVY_TAIL = 0.7
 FEW_EXACT = 32
 # Of the risk of a divergence's interval, the share of log Z's, which enters to second order.
 LOG_Z_SHARE = 0.2
+ROUNDING = 1e-3  # nats by which a completion's R / q may differ from one program to another
 PASSES = (1, 4, 16, 64, 256)
 
 
@@ -361,7 +362,7 @@ def _weights(
     found["forward_ess"] = weights.bootstrap(weights.forward_ess, exact, *again)
     found["variance_off"] = weights.bootstrap(weights.variance, exact, *again)
     found["pareto_off"] = Interval(weights.pareto_shape(-exact))
-    above = int((exact > log_weight.max()).sum())
+    above = int((exact > log_weight.max() + ROUNDING).sum())
     found["above_all_rows"] = Interval(above / len(exact), *limits.clopper_pearson(above, len(exact), risk))
     found["unseen"] = Interval(1 - risk ** (1 / len(exact)))
     if (found["above_all_rows"].low or 0.0) > 0.01:

@@ -75,6 +75,7 @@ def small_config(name):
         config.replay.update({"discovery_steps": 0, "capacity": 4})
         config.optimizer.warmup_steps = 0
         config.evaluation.update({"every": 2, **EVALUATION.get(name, {})})
+        config.certificate.queries = 0
     return config
 
 

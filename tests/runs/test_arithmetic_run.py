@@ -33,6 +33,7 @@ def small_config():
     config.sampling.update({"queries": 4, "samples": 4, "micro_batches": 2})
     config.replay.update({"samples": 2, "capacity": 4})
     config.evaluation.update({"every": 4, "questions": 4, "samples": 2, "test_questions": 4, "batch": 4})
+    config.certificate.update({"queries": 1, "samples": 4, "proposals": 4})
     return config
 
 
@@ -140,6 +141,21 @@ def test_results_hold_the_numbers_of_the_page(whole):
         shown = "  ".join(f"{results[method][f'accuracy_{k}']:.1f}".rjust(5) for k in (3, 4, 5))
         assert shown in page
     assert str(run.workdir / "results.json") in page
+
+
+def test_results_hold_a_certificate(whole):
+    """Of one held-out question: bounds of log Z from either side, several measures, a verdict that the page repeats."""
+    run, _, page = whole
+    certificate = json.loads((run.workdir / "results.json").read_text())["certificate"]
+    assert certificate["rows"] == 4
+    assert len(certificate["exact_samples"]) == 1
+    assert {"log_z", "kl_q_pi", "lower_1", "reverse_ess", "rank_on", "pass_1", "mode_entropy"} <= certificate[
+        "means"
+    ].keys()
+    low, high = (certificate["means"]["log_z"][side] for side in ("low", "high"))
+    assert low is not None
+    assert high is None or low <= high
+    assert f"Certificate, 1 held-out queries: {certificate['verdict']}" in page
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def small_config(**continuation):
     config.replay.capacity = 4
     config.evaluation.update({"every": 2, "samples": 2, "batch": 4, "beams": False, "nucleus": ()})
     config.evaluation.temperatures = (0.8,)
+    config.certificate.queries = 0
     return config
 
 

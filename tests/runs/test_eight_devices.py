@@ -21,6 +21,8 @@ RUNS = {
         "--config.replay.samples=8",
         "--config.replay.capacity=4",
         "--config.replay.discovery_steps=0",
+        "--config.certificate.queries=1",
+        "--config.certificate.samples=16",
         "--config.evaluation.samples=60",
         "--config.evaluation.batch=30",
     ],
@@ -33,6 +35,7 @@ RUNS = {
     ],
     "em": [
         f"--config={CONFIGS}/subj.py:em",
+        "--config.certificate.queries=0",
         "--config.em.steps=5",
         "--config.em.samples=2",
         "--config.em.warmup_steps=1",

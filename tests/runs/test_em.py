@@ -155,6 +155,7 @@ def test_a_signal_between_two_steps_is_said(rounds, monkeypatch):
 def test_two_rounds_end_with_a_table_and_go_on_where_they_were_stopped(tmp_path, capsys):
     small = [
         "--config.steps=2",
+        "--config.certificate.queries=0",
         "--config.em.rounds=2",
         "--config.em.steps=2",
         "--config.em.warmup_steps=0",

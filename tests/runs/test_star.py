@@ -42,6 +42,7 @@ TINY = {
     "evaluation.test_questions": 2,
     "evaluation.batch": 2,
     "evaluation.shots": 0,
+    "certificate.queries": 0,
 }
 
 
