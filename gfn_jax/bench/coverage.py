@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -45,7 +46,8 @@ def rows_of(
     @jax.jit
     def draw(policy: LanguageModel, problem: Problem, key: jax.Array) -> Any:
         weighed = sampler.sample(policy, problem, AT_ONCE, key)
-        return per_query(weighed.rollout.log_behavior.sum(axis=1), queries), per_query(weighed.log_reward, queries)
+        log_q, log_reward = weighed.rollout.log_behavior.sum(axis=1), jnp.asarray(weighed.log_reward)
+        return per_query(log_q, queries), per_query(log_reward, queries)
 
     problem = target.problem()
     drawn = [jax.device_get(draw(policy, problem, jax.random.key(i))) for i in range(-(-rows // AT_ONCE))]

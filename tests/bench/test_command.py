@@ -26,7 +26,7 @@ def world_target():
 
 
 def test_two_methods_on_two_targets_end_to_end(tmp_path, capsys, monkeypatch):
-    def refusing(reward):
+    def refusing(reward, trainable):
         raise ValueError("not here")
 
     monkeypatch.setitem(METHODS, "picky", Method(refusing))
@@ -60,7 +60,7 @@ def test_two_methods_on_two_targets_end_to_end(tmp_path, capsys, monkeypatch):
     ("arguments", "line"),
     [
         ([], "no out; name a folder, for instance --out=runs/bench"),
-        (["--out=O", "--methods=absent"], "method 'absent' is unknown; there are ancestral, importance, .*"),
+        (["--out=O", "--methods=absent"], "method 'absent' is unknown; there are ancestral, .*"),
         (["--out=O", "--targets=numbers,absent"], "target 'absent' is unknown; there are numbers, stories-infill, .*"),
         (["--out=O", "--budget=huge"], "flag --budget=huge: .*"),
         (["--out=O", "--seeds=0"], "--seeds is 0; it must be at least 1"),

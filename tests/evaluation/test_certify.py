@@ -152,7 +152,7 @@ def test_a_random_world_without_exact_samples(scale):
 
 
 def test_no_exact_sample_was_accepted(listed):
-    nothing = ExactSamples([listed.completion[:0]] * 3, [listed.length[:0]] * 3, [Counts(64, 0, 0.0)] * 3)
+    nothing = ExactSamples([listed.completion[:0]] * 3, [listed.length[:0]] * 3, counts=[Counts(64, 0, 0.0)] * 3)
     found = certify(POLICY, REWARD, QUERY, RULES, jax.random.key(0), 128, exact=nothing, settings=SETTINGS)
     assert found.verdict.endswith("(0 of 192 proposals accepted)")
     assert found.exact == (0, 0, 0)
