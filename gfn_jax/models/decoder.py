@@ -315,6 +315,20 @@ def logits(head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
     return out if head.softcap is None else head.softcap * jnp.tanh(out / head.softcap)
 
 
+def logit_of(
+    head: Head, hidden: Float[Array, "N E"], column: Int[Array, " N"], penalty: Float[Array, " A"] | None = None
+) -> Float[Array, " N"]:
+    """One logit of every state, at a column of its own, without the others'."""
+
+    def one(state: Float[Array, " E"], column: Int[Array, ""]) -> Float[Array, ""]:
+        own = jax.tree.map(lambda x: jnp.take(x, column[None], axis=-1), head.weights)
+        adapter = None if head.adapter is None else {**head.adapter, "b": head.adapter["b"][:, column[None]]}
+        return logits(dataclasses.replace(head, weights=own, adapter=adapter), state[None])[0, 0]
+
+    found = jax.vmap(one)(hidden, column)
+    return found if penalty is None else found - penalty[column]
+
+
 def log_probs_at(
     head: Head,
     hidden: Float[Array, "N E"],
@@ -327,6 +341,17 @@ def log_probs_at(
     blocks come in (Milakov & Gimelshein 2018, arXiv:1805.02867), and the wanted logits are taken from those very
     blocks, so that no probability exceeds 1 at any precision of the products. Meant for scoring without gradient.
     """
+    picked, total = logits_at(head, hidden, columns, penalty)
+    return picked - total[:, None]
+
+
+def logits_at(
+    head: Head,
+    hidden: Float[Array, "N E"],
+    columns: Int[Array, "N M"],
+    penalty: Float[Array, " A"] | None = None,
+) -> tuple[Float[Array, "N M"], Float[Array, " N"]]:
+    """The two parts of `log_probs_at`: the wanted logits, and the normaliser that all of a state's have in common."""
     count = head.weights["kernel"].shape[1]
     # A head that is split over its vocabulary is cut within every part, so that no device needs another's columns.
     splits = parts_of(TENSOR) if count % parts_of(TENSOR) == 0 else 1
@@ -358,4 +383,4 @@ def log_probs_at(
     hidden = split_rows(hidden)
     start = (jnp.full(len(hidden), parts.NEGATIVE), jnp.zeros(len(hidden)), jnp.zeros(columns.shape))
     (top, total, picked), _ = jax.lax.scan(one, start, jnp.arange(-(-width // block)))
-    return picked - (top + jnp.log(total))[:, None]
+    return picked, top + jnp.log(total)

@@ -101,9 +101,10 @@ class PosteriorReward:
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
         hidden, shared = decoder.prefill(model, query.context, past)
         hidden, past, answer = hidden[:, -1], (*past, shared), query.answer if answers else None
-        log_reward, width = None, 0
+        head, log_reward, width = decoder.select_head(model), None, 0
+        _, normaliser = decoder.logits_at(head, hidden, query.context.ids[:, :1], prepared.penalty)
         if answer is not None:  # what follows the empty prefix is the same in all rows of a query
-            head, width = decoder.select_head(model), answer.ids.shape[1] - 1
+            width = answer.ids.shape[1] - 1
             first = token_log_probs(head, hidden, answer.ids[:, :1])[:, 0]
             log_reward = jnp.where(answer.mask[:, 0], first, 0.0)
             if width:
@@ -112,13 +113,13 @@ class PosteriorReward:
                 block, _ = decoder.forward(model, answer.ids[:, :-1], positions, jnp.asarray(visible[None]), past)
                 log_reward = log_reward + rest_log_probs(head, block, answer)[:, 0]
         room = decoder.empty_cache(model.shape, rows, -(-columns // chunk) * chunk + chunk * width, hidden.dtype)
-        answer, hidden, log_reward = jax.tree.map(
-            lambda x: repeat_rows(x, rows // queries), (answer, hidden, log_reward)
+        answer, last, log_reward = jax.tree.map(
+            lambda x: repeat_rows(x, rows // queries), (answer, (hidden, normaliser), log_reward)
         )
         log_prefix = jnp.zeros((rows,))
         return (
-            (past, decoder.past_length(past, rows), answer),
-            (room, hidden, log_prefix),
+            (past, decoder.past_length(past, rows), answer, head),
+            (room, last, log_prefix),
             Prefix(log_prefix, log_reward),
         )
 
@@ -133,8 +134,8 @@ class PosteriorReward:
         column: Int[Array, ""],
     ) -> tuple[PyTree, Prefix]:
         """One pass over k tokens of Z and, behind each of them, Y: the packed reward's next piece."""
-        past, start, answer = fixed
-        room, last, log_prefix = state
+        past, start, answer, head = fixed
+        room, (last, normaliser), log_prefix = state
         chunk = tokens.shape[1]
         ids, width = tokens, 0
         if answer is not None:
@@ -145,19 +146,26 @@ class PosteriorReward:
         own = jax.lax.dynamic_update_slice(own, jnp.asarray(visible), (0, column))
         sees, positions = (own | (places < column))[None], (start + column)[:, None] + offsets
         hidden, room = decoder.forward(model, ids, positions, sees, past, room, column)
-        head, states = decoder.select_head(model), jnp.concatenate([last[:, None], hidden[:, :chunk]], axis=1)
-        targets = jnp.pad(tokens, ((0, 0), (0, 1)))[..., None]
-        if answer is not None:  # each state but the last predicts two tokens, as in the packed pass
-            first = jnp.broadcast_to(answer.ids[:, :1, None], targets.shape)
-            targets = jnp.concatenate([targets, first], axis=-1)
-        log_probs = token_log_probs(head, states, targets, prepared.penalty)
-        log_prefix = log_prefix[:, None] + jnp.cumsum(jnp.where(mask, log_probs[:, :-1, 0], 0.0), axis=1)
+        # A state's normaliser serves Y's first token and Z's next, which is not known before the next chunk.
+        states = hidden[:, :chunk].reshape(-1, hidden.shape[-1])
+        following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))).reshape(-1, 1)
+        first = following if answer is None else repeat_rows(answer.ids[:, :1], chunk)
+        picked, total = decoder.logits_at(head, states, jnp.concatenate([following, first], axis=1))
+        log_first = (picked[:, 1] - total).reshape(tokens.shape)
+        if prepared.penalty is not None:
+            picked, total = decoder.logits_at(head, states, following, prepared.penalty)
+        total = total.reshape(tokens.shape)
+        log_next = picked[:, 0].reshape(tokens.shape) - total
+        log_z = decoder.logit_of(head, last, tokens[:, 0], prepared.penalty) - normaliser
+        log_z = jnp.concatenate([log_z[:, None], log_next[:, :-1]], axis=1)
+        log_prefix = log_prefix[:, None] + jnp.cumsum(jnp.where(mask, log_z, 0.0), axis=1)
         log_reward = None
         if answer is not None:
-            log_reward = log_prefix + jnp.where(answer.mask[:, :1], log_probs[:, 1:, 1], 0.0)
+            log_reward = log_prefix + jnp.where(answer.mask[:, :1], log_first, 0.0)
             if width:
                 log_reward = log_reward + rest_log_probs(head, hidden[:, chunk:], answer)
-        return (room, hidden[:, chunk - 1], log_prefix[:, -1]), Prefix(log_prefix, log_reward)
+        last = (hidden[:, chunk - 1], total[:, -1])
+        return (room, last, log_prefix[:, -1]), Prefix(log_prefix, log_reward)
 
 
 def pack(

@@ -115,7 +115,7 @@ class SMC:
         hidden, shared = decoder.prefill(model, problem.query.prompt)
         hidden = repeat_rows(hidden[:, -1], budget)
         start = decoder.past_length((shared,), rows)
-        head = decoder.select_head(model, constraint.columns)
+        head, stop = decoder.select_head(model, constraint.columns), constraint.column_of[constraint.stop_id]
         answer_tokens = problem.query.answer.mask.sum(axis=1)
         fixed, following, prefix = reward.begin(
             model.base, problem.prepared, problem.query, (rows, horizon - 1, self.every), self.twist.answers
@@ -127,7 +127,7 @@ class SMC:
 
         def measure(rows: _Rows) -> _Rows:
             """The rows' levels, where their states are known."""
-            log_stop = jnp.where(constraint.is_stop, rows.log_probs, NEGATIVE).max(axis=1)
+            log_stop = rows.log_probs[:, stop]
             may_stop = (environment.forced(rows.tool) < 0) & (log_stop > NEGATIVE / 2)
             log_gamma, known = self.twist.log_potential(States(rows.prefix, log_stop, rows.hidden, may_stop))
             return dataclasses.replace(rows, level=jnp.where(~rows.done & known, log_gamma - rows.log_q, rows.level))
@@ -153,12 +153,11 @@ class SMC:
             token = jnp.where(rows.done, constraint.stop_id, token).astype(jnp.int32)
             stops = decides & constraint.is_stop[drawn]
             log_q = jnp.where(decides, jnp.take_along_axis(rows.log_probs, drawn[:, None], axis=1)[:, 0], 0.0)
-            may_stop = jnp.where(constraint.is_stop, rows.log_probs, NEGATIVE).max(axis=1) > NEGATIVE / 2
             column = {
                 "completion": token,
                 "token_mask": ~rows.done & ~stops,
                 "action_mask": decides,
-                "state_mask": decides & may_stop,
+                "state_mask": decides & (rows.log_probs[:, stop] > NEGATIVE / 2),
                 "log_behavior": log_q,
             }
             columns = {name: whole.at[t].set(column[name], mode="drop") for name, whole in rows.columns.items()}
@@ -193,19 +192,19 @@ class SMC:
             rows, (tokens, real, decides) = jax.lax.scan(one, rows, jnp.arange(self.every))
             read = per_query(real.T, queries).sum(axis=(1, 2))
 
-            def extend(rows: _Rows) -> _Rows:
-                following, new = reward.extend(model.base, problem.prepared, fixed, rows.reward, tokens.T, real.T, t)
+            def extend(held: tuple[PyTree, Prefix]) -> tuple[PyTree, Prefix]:
+                following, before = held
+                following, new = reward.extend(model.base, problem.prepared, fixed, following, tokens.T, real.T, t)
                 last = real.sum(axis=0)  # tokens of Z in this chunk
                 at = jnp.maximum(last - 1, 0)[:, None]
                 picked = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=1)[:, 0], new)
-                prefix = jax.tree.map(lambda old, x: jnp.where(last > 0, x, old), rows.prefix, picked)
-                return dataclasses.replace(rows, reward=following, prefix=prefix)
+                return following, jax.tree.map(lambda old, x: jnp.where(last > 0, x, old), before, picked)
 
-            stopped = rows.done  # and only now
-            rows = _once(real.any(), extend, rows)
+            following, prefix = _once(real.any(), extend, (rows.reward, rows.prefix))
+            rows = dataclasses.replace(rows, reward=following, prefix=prefix)
             if rows.prefix.log_reward is not None:
                 rows = dataclasses.replace(
-                    rows, level=jnp.where(stopped, rows.prefix.log_reward - rows.log_q, rows.level)
+                    rows, level=jnp.where(rows.done, rows.prefix.log_reward - rows.log_q, rows.level)
                 )
             books = dataclasses.replace(
                 books,
