@@ -70,11 +70,13 @@ class Method:
         sampler: of a reward, and of what the training has trained (None without).
         training: of the policy that it samples with; None samples with the base.
         exact: its rows are the policy's own and count alike, so that its exact probabilities are the policy's.
+        most: rows of a query that it is asked for at most; None for as many as the budget has.
     """
 
     sampler: Callable[[Reward, Any], Sampler]
     training: Training | None = None
     exact: bool = False
+    most: int | None = None
 
 
 def plain(reward: Reward, trainable: Any) -> Sampler:
@@ -88,7 +90,7 @@ CTL = Training("ctl", {"value_rate": VALUE_RATE}, EXPLORING, 0.25)
 METHODS: dict[str, Method] = {
     "ancestral": Method(plain, exact=True),
     "nucleus": Method(lambda reward, _: Ancestral(top_p=0.9)),
-    "beam": Method(lambda reward, _: Beam()),
+    "beam": Method(lambda reward, _: Beam(), most=8),
     "best_of_n": Method(lambda reward, _: BestOfN(reward)),
     "importance": Method(lambda reward, _: Importance(reward)),
     "rejection": Method(lambda reward, _: Rejection(reward)),

@@ -180,7 +180,7 @@ def _measured(given: Policies, name: str, method: Method) -> Iterator[dict[str, 
     if method.exact:
         exact = [exact_of(target, trained) for trained in (policies if method.training else policies[:1])]
         exact *= seeds // len(exact)  # without training the seeds have one policy
-    for rows in budget.rows:
+    for rows in dict.fromkeys(min(rows, method.most or rows) for rows in budget.rows):
 
         @jax.jit
         def draw(model: Any, trainable: Any, problem: Problem, key: jax.Array, rows: int = rows) -> Weighed:
@@ -195,6 +195,8 @@ def _measured(given: Policies, name: str, method: Method) -> Iterator[dict[str, 
                 compiled(trained.model, trained.trainable, problem, jax.random.fold_in(key, rows))
             )
             seconds = time.perf_counter() - began
+            if np.any(weighed.notes.get("exceeded", 0.0)):
+                raise ValueError(f"R / q exceeds its bound, by up to {np.max(weighed.notes['largest']):.3g} nats")
             yield {
                 "method": name,
                 "seed": seed,
