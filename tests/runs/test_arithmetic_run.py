@@ -7,12 +7,14 @@ import logging
 import logging.handlers
 import pathlib
 import queue
+import re
 
 import jax
 import numpy as np
 import pytest
 from tiny_files import write_questions
 
+from gfn_jax import certify
 from gfn_jax.evaluation import arithmetic, remembered, sampling
 from gfn_jax.runs.build import build
 from gfn_jax.training.loop import train
@@ -172,3 +174,42 @@ def test_released_data_is_reported_as_released_and_decontaminated(files, request
     run.finish(train(run))
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert {f"accuracy_{k}{kind}" for k in (3, 4, 5) for kind in ("", "_decontaminated")} <= metrics.keys()
+
+
+def certified(capsys, workdir, *flags):
+    small = ["--queries=1", "--samples=4", "--proposals=8", "--particles=2", "--repeats=2"]
+    code = certify.main(["certify", f"--workdir={workdir}", *small, *flags])
+    return code, capsys.readouterr()
+
+
+def test_a_run_is_certified_by_a_command(whole, tmp_path, capsys):
+    """The policy of its checkpoint with a twist's estimates beside, its exported adapter, and the base."""
+    run, _, _ = whole
+    code, said = certified(capsys, run.workdir, "--twist=flow", f"--out={tmp_path / 'c.json'}")
+    assert code == 0
+    assert f"of {run.workdir} against R^(1/" in said.out
+    assert "KL(q | pi)" in said.out
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["split"] == "validation_4"
+    assert found["means"]["smc"]["estimate"] is not None
+    _, adapter = certified(capsys, run.workdir, f"--adapter={run.workdir / 'adapter'}", "--step=newest")
+    _, newest = certified(capsys, run.workdir, "--step=newest")
+    assert adapter.out.splitlines()[1:] == newest.out.splitlines()[1:]
+    _, base = certified(capsys, run.workdir, "--adapter=none")
+    assert base.out.startswith("the base against")
+    assert base.out.splitlines()[1:] != newest.out.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--split=absent", "error: task arithmetic has no split 'absent'"),
+        ("--twist=value", "error: --twist=value needs a run of algorithm ctl; the one in .* is of gflownet"),
+        ("--queries=0", "error: --queries must be at least 1, not 0"),
+        ("--step=7", "error: the run in .* holds step 2, 4; '7' is none, nor newest or best"),
+    ],
+)
+def test_what_cannot_be_certified_is_one_line(whole, capsys, flag, line):
+    code, said = certified(capsys, whole[0].workdir, flag)
+    assert code == 2
+    assert re.fullmatch(line, said.err.strip().splitlines()[-1])
