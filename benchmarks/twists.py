@@ -23,6 +23,7 @@ importance sampling and of SMC with 1, 4, 16 and 64 particles, many times, and c
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -111,18 +112,22 @@ def measure_run(folder: pathlib.Path, method: str, args: argparse.Namespace) -> 
 
 
 def twists(args: argparse.Namespace) -> dict[str, Any]:
-    """Task -> sampler -> the seeds' numbers."""
+    """Task -> sampler -> the seeds' numbers; a run that `twists.jsonl` holds already is not measured again."""
+    path = args.out / "twists.jsonl"
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    known = {(one["task"], one["method"], one["seed"]): one["numbers"] for one in done}
     found: dict[str, Any] = {}
-    for task in args.tasks.split(","):
-        seeds: dict[str, list[dict[str, float]]] = {}
-        for seed in range(args.seeds):
-            for method in ("base", "gflownet", "ctl"):
-                if method == "base" and seed:
-                    continue  # there is one base
-                run = "gflownet" if method == "base" else method
-                for name, numbers in measure_run(args.runs / f"{task}-{run}-{seed}", method, args).items():
-                    seeds.setdefault(name, []).append(numbers)
-        found[task] = seeds
+    for task, seed, method in itertools.product(args.tasks.split(","), range(args.seeds), ("base", "gflownet", "ctl")):
+        if method == "base" and seed:
+            continue  # there is one base
+        place = (task, method, seed)
+        if place not in known:
+            run = "gflownet" if method == "base" else method
+            known[place] = measure_run(args.runs / f"{task}-{run}-{seed}", method, args)
+            with path.open("a") as file:
+                file.write(json.dumps({"task": task, "method": method, "seed": seed, "numbers": known[place]}) + "\n")
+        for name, numbers in known[place].items():
+            found.setdefault(task, {}).setdefault(name, []).append(numbers)
     return found
 
 

@@ -210,7 +210,7 @@ def beam_search(
         return flat, token.reshape(-1), tool, running, pool, jnp.stack(ends, axis=1), stopped
 
     def advance(t, token, flat, cache):
-        cache = cache.replace(k=cache.k[:, flat], v=cache.v[:, flat])
+        cache = decoder.follow(cache, flat, t)
         visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
         hidden, cache = decoder.forward(model, token[:, None], (start + t)[:, None], visible, (shared,), cache, t)
         return hidden[:, 0], cache

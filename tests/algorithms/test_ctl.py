@@ -29,7 +29,7 @@ def world():
     return random_world(jax.random.key(0), 3, 3, 0.7, width=16, layers=1)
 
 
-@pytest.fixture(scope="module", params=["own rows", pytest.param("rows of the buffer, too", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["own rows", "rows of the buffer, too"])
 def learnt(world, request):
     """What was trained, and the metrics of every step."""
     replayed = 32 if request.param != "own rows" else 0
@@ -49,6 +49,7 @@ def learnt(world, request):
     return state.trainable, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_the_proposal_is_the_posterior_and_the_twist_its_flow(world, learnt):
     """V(s_t) = log of the sum of R over what begins with z_1:t, up to one constant; before training V = 0."""
     trainable, metrics = learnt
@@ -83,6 +84,7 @@ def test_the_proposal_is_the_posterior_and_the_twist_its_flow(world, learnt):
     assert metrics["twist_gap"][-20:].mean() < 0.05 < 0.5 < metrics["twist_gap"][0]
 
 
+@pytest.mark.slow
 def test_a_learnt_twist_serves_monte_carlo_better_than_none(world, learnt):
     """Resampled after every token, the same proposal's estimates of log Z miss by a third less."""
     trainable, _ = learnt

@@ -78,6 +78,7 @@ def test_the_flags_budgets_are_those_there_are():
     assert set(command.BUDGETS) == set(run.BUDGETS)
 
 
+@pytest.mark.slow
 def test_a_trained_policy_is_nearer_than_the_base(monkeypatch):
     monkeypatch.setattr(methods, "RANK", 4)
     target = world_target()

@@ -47,7 +47,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("one token of answer", "adapted", "rearranged")  # compilation is all of their time
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def test_prefixes_are_worth_what_the_whole_reward_says(name):
     reward, answers = CASES[name]
     query = query_of(CONTEXT, answer=right_padded(answers))

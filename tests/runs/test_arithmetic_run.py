@@ -183,7 +183,7 @@ def certified(capsys, workdir, *flags):
 
 
 def test_a_run_is_certified_by_a_command(whole, tmp_path, capsys):
-    """The policy of its checkpoint with a twist's estimates beside, its exported adapter, and the base."""
+    """The policy of its checkpoint, with a twist's estimates of log Z beside."""
     run, _, _ = whole
     code, said = certified(capsys, run.workdir, "--twist=flow", f"--out={tmp_path / 'c.json'}")
     assert code == 0
@@ -192,6 +192,12 @@ def test_a_run_is_certified_by_a_command(whole, tmp_path, capsys):
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["split"] == "validation_4"
     assert found["means"]["smc"]["estimate"] is not None
+
+
+@pytest.mark.slow
+def test_another_adapter_is_certified_and_the_base(whole, capsys):
+    """What the run has exported is its newest checkpoint; the base is something else."""
+    run, _, _ = whole
     _, adapter = certified(capsys, run.workdir, f"--adapter={run.workdir / 'adapter'}", "--step=newest")
     _, newest = certified(capsys, run.workdir, "--step=newest")
     assert adapter.out.splitlines()[1:] == newest.out.splitlines()[1:]
