@@ -67,7 +67,7 @@ def main() -> None:
     header = ("", "log Z", "held", "width", "KL(q|pi)", "held", "width", "KL(pi|q)", "held", "width")
     device = jax.devices()[0]
     machine = f"{device.platform} {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
-    settings = {key: str(value) for key, value in vars(args).items()}
+    settings = {key: str(value) for key, value in vars(args).items() if key not in ("out", "stories260k")}
     lines = [
         f"Of {args.seeds} certificates of {args.rows} rows, {args.exact} exact samples and {args.proposals} proposals, "
         f"how many 95 % intervals held what is true (nats), and their mean width:",

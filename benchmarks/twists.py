@@ -143,17 +143,15 @@ def correction(args: argparse.Namespace) -> dict[str, Any]:
         numbers: dict[str, Any] = {"floor": noise_floor(target, args.draws)}
         for label, sampler in samplers.items():
             for particles in PARTICLES:
-                distances = []
-                for policy in policies:
-                    distances.append(one_of(target, sampler, policy, particles, args.draws))
-                    print(f"{name}: {label}, {particles} particles: {distances[-1]}", flush=True)
+                distances = one_of(target, sampler, policies, particles, args.draws)
+                print(f"{name}: {label}, {particles} particles: {distances}", flush=True)
                 numbers[f"{label}, {particles}"] = distances
         found[name] = numbers
     return found
 
 
-def one_of(target: Any, sampler: Any, policy: Any, particles: int, draws: int) -> dict[str, float]:
-    """The distance from the target of a row drawn by weight from so many particles, from `draws` draws."""
+def one_of(target: Any, sampler: Any, policies: list[Any], particles: int, draws: int) -> list[dict[str, float]]:
+    """The distance from the target of a row drawn by weight from so many particles, from `draws` draws a policy."""
     queries, together = len(target.listed), max(1, 512 // particles)
 
     @jax.jit
@@ -167,11 +165,13 @@ def one_of(target: Any, sampler: Any, policy: Any, particles: int, draws: int) -
         rows = jax.vmap(one)(jax.random.split(key, together))  # [together, queries, ...]
         return jax.tree.map(lambda x: x.swapaxes(0, 1), rows)
 
-    problem = target.problem()
-    parts = [draw(policy, problem, jax.random.key(number)) for number in range(-(-draws // together))]
-    rows = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :draws].reshape(-1, x[0].shape[-1]), *parts)
-    equal, none = np.zeros(len(rows.completion)), np.zeros(queries, int)
-    return compare(target, empirical(target, Weighed(rows, equal, None, None, none, none)))
+    problem, found = target.problem(), []
+    for policy in policies:
+        parts = [draw(policy, problem, jax.random.key(number)) for number in range(-(-draws // together))]
+        rows = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :draws].reshape(-1, x[0].shape[-1]), *parts)
+        equal, none = np.zeros(len(rows.completion)), np.zeros(queries, int)
+        found.append(compare(target, empirical(target, Weighed(rows, equal, None, None, none, none))))
+    return found
 
 
 def spread(values: list[float], form: str) -> str:
@@ -243,7 +243,7 @@ def main() -> None:
     device = jax.devices()[0]
     machine = f"{device.platform} {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
     lines.append(f"{datetime.date.today().isoformat()}, {machine}, seeds 0 to {args.seeds - 1}")
-    settings = {key: str(value) for key, value in vars(args).items()}
+    settings = {key: str(value) for key, value in vars(args).items() if key not in ("runs", "out")}
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"date": datetime.date.today().isoformat(), "machine": machine, "settings": settings, "found": found}
     (args.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
