@@ -2,10 +2,10 @@
 
 The sections are the fields of frozen dataclasses, where they are explained: `mesh` MeshConfig, `lora` LoraConfig,
 `sampling`, `exploration` and `replay` in algorithms.sampling, `objective` objectives.Objective, `optimizer`
-OptimizerConfig, `reward` runs.rewards.RewardConfig; and one for each algorithm, in its file. Of `exploration`,
-`replay`, `objective` and the algorithms' own a run keeps those that its `algorithm` reads. A run takes every value from
-here or from its config file, never from a dataclass: where one has defaults (LoraConfig, MeshConfig, OptimizerConfig,
-Objective), they are for use from Python.
+OptimizerConfig, `reward` runs.rewards.RewardConfig, `certificate` runs.certifying.CertificateConfig; and one for each
+algorithm, in its file. Of `exploration`, `replay`, `objective` and the algorithms' own a run keeps those that its
+`algorithm` reads. A run takes every value from here or from its config file, never from a dataclass: where one has
+defaults (LoraConfig, MeshConfig, OptimizerConfig, Objective), they are for use from Python.
 """
 
 from typing import Any
