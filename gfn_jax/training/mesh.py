@@ -49,7 +49,7 @@ LORA_RULES: Rules = (
     (r"\bhead/b$", P(None, "tensor")),
     (r"\blog_z(/\w+)?$", P()),
     (r"\blog_z$", P()),
-    (r"\bvalue/kernel$", P()),
+    (r"\bvalue/\w+$", P()),
 )
 # What an algorithm remembers (a replay buffer) has the table of queries for its leading axis: it grows with the data.
 MEMORY_RULES: Rules = ((r"^memory/", P(ROWS)),)
