@@ -41,11 +41,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         flags.Error: an unknown flag, or a value of the wrong type.
         ValueError: no workdir, or words that are no flag.
     """
-    values = cli.common_flags()
-    for name, (default, text) in TEXT.items():
-        flags.DEFINE_string(name, default, text, flag_values=values)
-    for name, (number, text) in NUMBERS.items():
-        flags.DEFINE_integer(name, number, text, flag_values=values)
+    values = cli.common_flags(TEXT, NUMBERS)
     flags.DEFINE_enum(
         "twist",
         "none",

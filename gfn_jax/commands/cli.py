@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from absl import flags
 
@@ -99,11 +99,23 @@ def debugging(argv: list[str]) -> bool:
     )
 
 
-def common_flags() -> flags.FlagValues:
-    """The flags of every command. They are values of their own, not absl's global ones: a command may run twice."""
+def common_flags(
+    text: Mapping[str, tuple[str | None, str]] | None = None,
+    numbers: Mapping[str, tuple[int | None, str]] | None = None,
+) -> flags.FlagValues:
+    """The flags of every command. They are values of their own, not absl's global ones: a command may run twice.
+
+    Args:
+        text: a command's own that take a text: the default, and what `--help` says.
+        numbers: those that take a whole number.
+    """
     values = flags.FlagValues()
     flags.DEFINE_bool("debug", debugging([]), "show tracebacks", flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    for name, (default, line) in (text or {}).items():
+        flags.DEFINE_string(name, default, line, flag_values=values)
+    for name, (number, line) in (numbers or {}).items():
+        flags.DEFINE_integer(name, number, line, flag_values=values)
     return values
 
 

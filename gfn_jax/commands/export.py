@@ -31,9 +31,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         flags.Error: an unknown flag, or a value of the wrong type.
         ValueError: no workdir or no folder to write, or words that are no flag.
     """
-    values = cli.common_flags()
-    for name, (default, text) in TEXT.items():
-        flags.DEFINE_string(name, default, text, flag_values=values)
+    values = cli.common_flags(TEXT)
     flags.DEFINE_bool("merged", False, "write base and adapter as one model", flag_values=values)
     return cli.read(values, argv, "--workdir=DIR --out=DIR", workdir=EXAMPLE, out=EXAMPLE)
 

@@ -32,9 +32,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         flags.Error: an unknown flag, or a value of the wrong type.
         ValueError: no folder to write to, or words that are no flag.
     """
-    values = cli.common_flags()
-    for name, (default, text) in TEXT.items():
-        flags.DEFINE_string(name, default, text, flag_values=values)
+    values = cli.common_flags(TEXT)
     flags.DEFINE_enum("budget", "smoke", BUDGETS, "how much is done (bench/run.py)", flag_values=values)
     flags.DEFINE_integer("seeds", 1, "how many: 0, 1, 2, ...", flag_values=values)
     return cli.read(values, argv, "--methods=importance", out="name a folder, for instance --out=runs/bench")

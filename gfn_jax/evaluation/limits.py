@@ -207,7 +207,7 @@ def estimate_divergence(near: Float[np.ndarray, " N"], far: Float[np.ndarray, " 
 
 
 def least_divergence(log_weight: Float[np.ndarray, " N"], risk: float) -> Interval:
-    """What KL(q | pi) is not below, by rows of q alone: L_K - L_1, for the best K (`weights.lower_bounds`).
+    """What KL(q | pi) is not below, by rows of q alone: L_K - L_1, for the best K (`weights.lower_bound`).
 
     log (1/K) sum w_k - (1/K) sum log w_k of K rows is at least 0, and its mean at most KL(q | pi).
     """

@@ -128,8 +128,10 @@ def pareto_shape(log_weight: Float[np.ndarray, " n"]) -> float | None:
 def mode_entropy(labels: Sequence[Hashable], risk: float) -> Interval:
     """Entropy in nats over a row's modes, with Miller and Madow's (K - 1) / 2N; normal limits (the delta method).
 
-    It is still too low where modes were never seen.
+    It is still too low where modes were never seen, and there is none of no rows.
     """
+    if not labels:
+        return Interval()
     share = np.array([*Counter(labels).values()]) / len(labels)
     entropy = -float((share * np.log(share)).sum())
     spread = math.sqrt(max(float((share * np.log(share) ** 2).sum()) - entropy**2, 0.0) / len(labels))

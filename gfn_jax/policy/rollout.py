@@ -17,6 +17,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE, KeyValues
 from gfn_jax.models.partition import repeat_rows
+from gfn_jax.policy.columns import as_rollout, empty_columns, next_column, once, read_token
 from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.draw import draw
 from gfn_jax.types import Rollout, Tokens
@@ -140,47 +141,22 @@ def complete(
         kept = allowed if narrow is None else narrow(t, logits, allowed)
         own = None if given is None else (constraint.column_of[given[0][:, t]], t < given[1])
         drawn, log_behavior = choose(jax.random.fold_in(key, t), logits, kept, temperature, uniform_mix, own)
-        decides = ~done & (forced < 0)
-        token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
-        token = jnp.where(done, constraint.stop_id, token)
-        stops = decides & constraint.is_stop[drawn]
-        column = {
-            "completion": token.astype(jnp.int32),
-            "token_mask": ~done & ~stops,
-            "action_mask": decides,
-            "state_mask": decides & jnp.any(allowed & constraint.is_stop, axis=-1),
-            "log_behavior": jnp.where(decides, log_behavior, 0.0),
-        }
-        return column, done | stops
-
-    def advance(t, token, cache):
-        visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
-        hidden, cache = decoder.forward(model, token[:, None], (start + t)[:, None], visible, (shared,), cache, t)
-        return hidden[:, 0], cache
+        may_stop = jnp.any(allowed & constraint.is_stop, axis=-1)
+        return next_column(constraint, forced, may_stop, drawn, log_behavior, done)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, hidden, cache, tool, done, columns = carry
         column, done = decide(t, hidden, tool, done)
         columns = jax.tree.map(lambda whole, new: whole.at[t].set(new), columns, column)
         tool = environment.step(tool, column["completion"])
-        # In the last column only the stop is left, whatever the model would say: it need not be asked. A loop of one
-        # round or none, since a `cond` would copy the cache, which a loop changes in place.
+        # In the last column only the stop is left, whatever the model would say: it need not be asked.
         asked = ~jnp.all(done) & (t < horizon - 2)
-        _, hidden, cache = jax.lax.while_loop(
-            lambda inner: inner[0],
-            lambda inner: (False, *advance(t, column["completion"], inner[2])),
-            (asked, hidden, cache),
+        token = column["completion"]
+        hidden, cache = once(
+            asked, lambda held: read_token(model, token, start, (shared,), held[1], t), (hidden, cache)
         )
         return t + 1, hidden, cache, tool, done, columns
 
-    false = jnp.zeros((horizon, rows), bool)
-    columns = {
-        "completion": jnp.full((horizon, rows), constraint.stop_id, jnp.int32),
-        "token_mask": false,
-        "action_mask": false,
-        "state_mask": false,
-        "log_behavior": jnp.zeros((horizon, rows), jnp.float32),
-    }
+    columns = empty_columns(constraint, rows)
     carry = (jnp.int32(0), hidden, cache, environment.init(rows), jnp.zeros((rows,), bool), columns)
-    columns = jax.lax.while_loop(lambda carry: (carry[0] < horizon) & ~jnp.all(carry[4]), step, carry)[-1]
-    return Rollout(**{name: jnp.swapaxes(value, 0, 1) for name, value in columns.items()})
+    return as_rollout(jax.lax.while_loop(lambda carry: (carry[0] < horizon) & ~jnp.all(carry[4]), step, carry)[-1])

@@ -1,6 +1,7 @@
 """How far a run's policy is from its posterior: a certificate on the first queries of a split that it has not seen."""
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -59,7 +60,7 @@ class Certifier:
     temperature: float
     config: CertificateConfig
 
-    @property
+    @functools.cached_property
     def target(self) -> Reward:
         """R^(1/T)."""
         return self.reward if self.temperature == 1 else Product((self.reward,), (1 / self.temperature,))

@@ -26,8 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.layers import NEGATIVE
+from gfn_jax.models.layers import NEGATIVE, KeyValues
 from gfn_jax.models.partition import repeat_rows
+from gfn_jax.policy.columns import once, read_token
 from gfn_jax.policy.constraint import Rules
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.samplers.sampler import Problem, Weighed
@@ -209,22 +210,16 @@ def beam_search(
         tool = environment.step(jax.tree.map(lambda x: x[flat], tool), token.reshape(-1))
         return flat, token.reshape(-1), tool, running, pool, jnp.stack(ends, axis=1), stopped
 
-    def advance(t, token, flat, cache):
-        cache = decoder.follow(cache, flat, t)
-        visible = (jnp.arange(horizon - 1) <= t)[None, None, :]
-        hidden, cache = decoder.forward(model, token[:, None], (start + t)[:, None], visible, (shared,), cache, t)
-        return hidden[:, 0], cache
-
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         t, hidden, cache, tool, running, pool, done, generated = carry
         flat, token, tool, running, pool, done, more = extend(t, hidden, tool, running, pool, done)
-        # In the last column only the stop is left: the model need not be asked (as in `rollout`, not by a `cond`).
+        # In the last column only the stop is left: the model need not be asked.
         asked = ~jnp.all(done) & (t < horizon - 2)
-        _, hidden, cache = jax.lax.while_loop(
-            lambda inner: inner[0],
-            lambda inner: (False, *advance(t, token, flat, inner[2])),
-            (asked, hidden, cache),
-        )
+
+        def advance(held: tuple[Array, KeyValues]) -> tuple[Array, KeyValues]:
+            return read_token(model, token, start, (shared,), decoder.follow(held[1], flat, t), t)
+
+        hidden, cache = once(asked, advance, (hidden, cache))
         return t + 1, hidden, cache, tool, running, pool, done, generated + more
 
     shape = (queries, num_beams, horizon)

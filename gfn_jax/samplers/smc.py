@@ -14,8 +14,6 @@ follows along (`interfaces.Incremental`). A copy takes its row's caches along, a
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +25,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE
 from gfn_jax.models.partition import repeat_rows
+from gfn_jax.policy.columns import Columns, as_rollout, empty_columns, next_column, once, read_token
 from gfn_jax.policy.draw import draw
 from gfn_jax.rewards.compose import incremental
 from gfn_jax.samplers.sampler import (
@@ -38,7 +37,7 @@ from gfn_jax.samplers.sampler import (
     per_query,
 )
 from gfn_jax.samplers.twists import Answer, States, Twist
-from gfn_jax.types import Prefix, PyTree, Rollout
+from gfn_jax.types import Prefix, PyTree
 
 
 @struct.dataclass
@@ -65,7 +64,7 @@ class _Rows:
     tool: PyTree
     reward: PyTree
     prefix: Prefix
-    columns: dict[str, Array]
+    columns: Columns
     done: Bool[Array, " B"]
     log_q: Float[Array, " B"]
     level: Float[Array, " B"]
@@ -116,7 +115,8 @@ class SMC:
         hidden = repeat_rows(hidden[:, -1], budget)
         start = decoder.past_length((shared,), rows)
         head, stop = decoder.select_head(model, constraint.columns), constraint.column_of[constraint.stop_id]
-        answer_tokens = problem.query.answer.mask.sum(axis=1)
+        # Y is read behind the empty prefix, and with every token of Z.
+        answer_tokens = problem.query.answer.mask.sum(axis=1) * self.twist.answers
         fixed, following, prefix = reward.begin(
             model.base, problem.prepared, problem.query, (rows, horizon - 1, self.every), self.twist.answers
         )
@@ -140,67 +140,50 @@ class SMC:
             parent = jnp.where(wanted[:, None], parent, jnp.arange(budget)).astype(jnp.int32)
             flat = (parent + budget * jnp.arange(queries)[:, None]).reshape(-1)
             log_z = books.log_z + jnp.where(wanted, log_mean_weight(log_weight), 0.0)
-            rows = _once(wanted.any(), lambda rows: _copied(rows, flat, t), rows)
+            rows = once(wanted.any(), lambda rows: _copied(rows, flat, t), rows)
             base = jnp.where(repeat_rows(wanted, budget), rows.level, books.base)
             return rows, dataclasses.replace(books, base=base, log_z=log_z, resampled=books.resampled + wanted)
 
-        def write(t: Array, rows: _Rows) -> tuple[_Rows, Array, Array, Array]:
-            """Column t; returns the tokens, which belong to Z, and which the policy chose."""
+        def write(t: Array, rows: _Rows) -> tuple[_Rows, Columns]:
+            """Column t, which is behind the last one where a chunk reaches so far: nothing is kept of it there."""
             drawn, _, _ = draw(jax.random.fold_in(key, t), rows.log_probs)
             forced = environment.forced(rows.tool)
-            decides = ~rows.done & (forced < 0)
-            token = jnp.where(forced < 0, constraint.token_ids[drawn], forced)
-            token = jnp.where(rows.done, constraint.stop_id, token).astype(jnp.int32)
-            stops = decides & constraint.is_stop[drawn]
-            log_q = jnp.where(decides, jnp.take_along_axis(rows.log_probs, drawn[:, None], axis=1)[:, 0], 0.0)
-            column = {
-                "completion": token,
-                "token_mask": ~rows.done & ~stops,
-                "action_mask": decides,
-                "state_mask": decides & (rows.log_probs[:, stop] > NEGATIVE / 2),
-                "log_behavior": log_q,
-            }
+            log_q = jnp.take_along_axis(rows.log_probs, drawn[:, None], axis=1)[:, 0]
+            may_stop = rows.log_probs[:, stop] > NEGATIVE / 2
+            column, done = next_column(constraint, forced, may_stop, drawn, log_q, rows.done)
             columns = {name: whole.at[t].set(column[name], mode="drop") for name, whole in rows.columns.items()}
-            tool = environment.step(rows.tool, token)
-            rows = dataclasses.replace(
-                rows, columns=columns, tool=tool, done=rows.done | stops, log_q=rows.log_q + log_q
-            )
-            return rows, token, column["token_mask"], decides
+            tool = environment.step(rows.tool, column["completion"])
+            log_q = rows.log_q + column["log_behavior"]
+            return dataclasses.replace(rows, columns=columns, tool=tool, done=done, log_q=log_q), column
 
         def advance(t: Array, rows: _Rows, token: Int[Array, " B"]) -> _Rows:
             """The policy reads the token; in the last column only the stop is left, and it need not be asked."""
-
-            def read(held: tuple[Array, Any]) -> tuple[Array, Any]:
-                _, cache = held
-                visible = (jnp.arange(cache.mask.shape[1]) <= t)[None, None, :]
-                positions = (start + t)[:, None]
-                hidden, cache = decoder.forward(model, token[:, None], positions, visible, (shared,), cache, t)
-                return hidden[:, 0], cache
-
             asked = ~jnp.all(rows.done) & (t < horizon - 2)
-            hidden, cache = _once(asked, read, (rows.hidden, rows.cache))
+            hidden, cache = once(
+                asked, lambda held: read_token(model, token, start, (shared,), held[1], t), (rows.hidden, rows.cache)
+            )
             return dataclasses.replace(rows, hidden=hidden, cache=cache, log_probs=choices(t + 1, hidden, rows.tool))
 
         def step(carry: tuple[Array, _Rows, _Books]) -> tuple[Array, _Rows, _Books]:
             t, rows, books = carry
             rows, books = resample(t, measure(rows), books)
 
-            def one(rows: _Rows, i: Array) -> tuple[_Rows, tuple[Array, Array, Array]]:
-                rows, token, real, decides = write(t + i, rows)
-                return advance(t + i, rows, token), (token, real, decides)
+            def one(rows: _Rows, i: Array) -> tuple[_Rows, Columns]:
+                rows, column = write(t + i, rows)
+                return advance(t + i, rows, column["completion"]), column
 
-            rows, (tokens, real, decides) = jax.lax.scan(one, rows, jnp.arange(self.every))
-            read = per_query(real.T, queries).sum(axis=(1, 2))
+            rows, chunk = jax.lax.scan(one, rows, jnp.arange(self.every))
+            tokens, real = chunk["completion"].T, chunk["token_mask"].T
 
             def extend(held: tuple[PyTree, Prefix]) -> tuple[PyTree, Prefix]:
                 following, before = held
-                following, new = reward.extend(model.base, problem.prepared, fixed, following, tokens.T, real.T, t)
-                last = real.sum(axis=0)  # tokens of Z in this chunk
+                following, new = reward.extend(model.base, problem.prepared, fixed, following, tokens, real, t)
+                last = real.sum(axis=1)  # tokens of Z in this chunk
                 at = jnp.maximum(last - 1, 0)[:, None]
                 picked = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=1)[:, 0], new)
                 return following, jax.tree.map(lambda old, x: jnp.where(last > 0, x, old), before, picked)
 
-            following, prefix = _once(real.any(), extend, (rows.reward, rows.prefix))
+            following, prefix = once(real.any(), extend, (rows.reward, rows.prefix))
             rows = dataclasses.replace(rows, reward=following, prefix=prefix)
             if rows.prefix.log_reward is not None:
                 rows = dataclasses.replace(
@@ -208,8 +191,8 @@ class SMC:
                 )
             books = dataclasses.replace(
                 books,
-                generated=books.generated + per_query(decides.T, queries).sum(axis=(1, 2)),
-                scored=books.scored + read * (1 + self.twist.answers * answer_tokens),
+                generated=books.generated + per_query(chunk["action_mask"].T, queries).sum(axis=(1, 2)),
+                scored=books.scored + per_query(real, queries).sum(axis=(1, 2)) * (1 + answer_tokens),
             )
             return t + self.every, rows, books
 
@@ -223,18 +206,17 @@ class SMC:
             tool=tool,
             reward=following,
             prefix=prefix,
-            columns=_empty_columns(horizon, rows, constraint.stop_id),
+            columns=empty_columns(constraint, rows),
             done=zeros > 0,
             log_q=zeros,
             level=zeros,
             root=jnp.tile(jnp.arange(budget), queries),
         )
-        scored = answer_tokens * self.twist.answers
-        books = _Books(base=zeros, log_z=jnp.zeros((queries,)), generated=none, scored=scored, resampled=none)
+        books = _Books(base=zeros, log_z=jnp.zeros((queries,)), generated=none, scored=answer_tokens, resampled=none)
         _, last, books = jax.lax.while_loop(
             lambda carry: (carry[0] < horizon) & ~jnp.all(carry[1].done), step, (jnp.int32(0), initial, books)
         )
-        sampled = Rollout(**{name: jnp.swapaxes(value, 0, 1) for name, value in last.columns.items()})
+        sampled = as_rollout(last.columns)
         log_reward, scored = last.prefix.log_reward, books.scored
         if log_reward is None:
             log_reward, read = final_log_reward(self.reward, model, problem, sampled)
@@ -264,27 +246,7 @@ def systematic(key: jax.Array, log_weight: Float[Array, "Q N"]) -> Int[Array, "Q
     return jnp.minimum(jax.vmap(jnp.searchsorted)(share, point), count - 1)
 
 
-def _once(condition: Bool[Array, ""], change: Callable[[Any], Any], x: Any) -> Any:
-    """`change(x)` under a condition, else x: a loop of one round or none, as a `cond` would copy what it may change."""
-
-    def one(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        return jnp.bool_(False), change(carry[1])
-
-    return jax.lax.while_loop(lambda carry: carry[0], one, (condition, x))[1]
-
-
 def _copied(rows: _Rows, parents: Int[Array, " B"], written: Int[Array, ""]) -> _Rows:
     """Rows in their parents' place; caches as far as they are written, columns of a rollout with the rows behind."""
     columns = {name: value[:, parents] for name, value in rows.columns.items()}
     return decoder.follow(dataclasses.replace(rows, columns={}), parents, written).replace(columns=columns)
-
-
-def _empty_columns(horizon: int, rows: int, stop_id: int) -> dict[str, Array]:
-    false = jnp.zeros((horizon, rows), bool)
-    return {
-        "completion": jnp.full((horizon, rows), stop_id, jnp.int32),
-        "token_mask": false,
-        "action_mask": false,
-        "state_mask": false,
-        "log_behavior": jnp.zeros((horizon, rows), jnp.float32),
-    }

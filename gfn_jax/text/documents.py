@@ -26,6 +26,22 @@ class DocumentRows(NamedTuple):
     cut: int
 
 
+def whole_rows(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", seq_length: int
+) -> tuple[Int[np.ndarray, "documents S"], Bool[np.ndarray, "documents S"]]:
+    """`document_rows` of texts that must all fit, each with its end: ids and mask.
+
+    Raises:
+        ValueError: a document is longer than a row, or the tokenizer cannot write the first one down.
+    """
+    rows = document_rows(texts, tokenizer, seq_length, end_of_document=True)
+    if rows.cut:
+        raise ValueError(f"{rows.cut} documents are longer than seq_length, which is {seq_length}")
+    if tokenizer.decode(rows.ids[0][rows.mask[0]][:-1]) != texts[0]:
+        raise ValueError(f"the tokenizer does not give a document back as it was: {texts[0]!r}")
+    return rows.ids, rows.mask
+
+
 def document_rows(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", seq_length: int, end_of_document: bool
 ) -> DocumentRows:

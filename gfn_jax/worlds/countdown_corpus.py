@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from transformers import PreTrainedTokenizerFast
 
 from gfn_jax.sections import Count, Natural, Share
-from gfn_jax.text.documents import document_rows
+from gfn_jax.text.documents import whole_rows
 from gfn_jax.text.wordlevel import tokenizer_of
 from gfn_jax.worlds.countdown import (
     LARGEST_TARGET,
@@ -84,10 +84,4 @@ def token_rows(
     Raises:
         ValueError: the tokenizer cannot write a document down, or one is longer than `seq_length`.
     """
-    texts = documents(config)
-    rows = document_rows(texts, tokenizer, config.seq_length, end_of_document=True)
-    if rows.cut:
-        raise ValueError(f"{rows.cut} documents are longer than seq_length, which is {config.seq_length}")
-    if tokenizer.decode(rows.ids[0][rows.mask[0]][:-1]) != texts[0]:
-        raise ValueError(f"the tokenizer does not give a document back as it was: {texts[0]!r}")
-    return rows.ids, rows.mask
+    return whole_rows(documents(config), tokenizer, config.seq_length)

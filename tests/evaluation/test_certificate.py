@@ -345,6 +345,7 @@ def test_entropy_of_modes():
     found = weights.mode_entropy(rng.choice(4, 2000, p=share).tolist(), 0.05)
     assert found.low < stats.entropy(share) < found.high
     assert weights.mode_entropy(["a"] * 9, 0.05) == Interval(0.0, 0.0, 0.0)
+    assert weights.mode_entropy([], 0.05) == Interval()  # no completion belongs to a mode
 
 
 def test_the_report_is_whole_and_strict_json():
