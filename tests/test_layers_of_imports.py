@@ -23,6 +23,7 @@ LEVELS = (
     {"tasks", "algorithms"},  # a task says what is wanted, an algorithm how it is learnt
     {"runs"},
     {"bench"},
+    {"studies"},
     {"commands"},
     FACES,
 )

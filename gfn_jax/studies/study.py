@@ -1,0 +1,124 @@
+"""What a study is: a table or figure, the jobs that it needs, and where its cells are read.
+
+A job is one process that owns one folder and leaves a results.json there, method -> metric -> value; where it also leaves
+questions.json, method -> metric -> a value a question, intervals are over questions and seeds, else over seeds alone.
+Jobs are the unit of everything that can be interrupted, repeated or reused; several studies may share one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+Figure = Literal["bars", "curves", "scatter"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One process.
+
+    Attributes:
+        name: its folder below the workdir of all studies, "arith/gflownet-50/seed-0".
+        module: what is run: `python -m MODULE ARGUMENTS --workdir=FOLDER`.
+        arguments: flags; "{NAME}" in one stands for the folder of a job in `needs`.
+        needs: names of the jobs that must have finished.
+        seconds: what it takes on one core, roughly, nothing cached.
+        gigabytes: the most memory that it holds, roughly.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    seconds: float = 60.0
+    gigabytes: float = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A measure.
+
+    Attributes:
+        metric: its name in results.json.
+        title: what a person reads.
+        digits: behind the point.
+        better: which way is better; None where neither is.
+    """
+
+    metric: str
+    title: str
+    digits: int = 1
+    better: Literal["more", "less"] | None = "more"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method with its settings, over seeds.
+
+    Attributes:
+        title: what a person reads.
+        jobs: one a seed.
+        method: whose metrics in their results.json.
+        paper: column's metric -> what the paper says there.
+        series, x: of a curve: the line that the row is a point of, and where on the x axis.
+        note: a footnote.
+    """
+
+    title: str
+    jobs: tuple[Job, ...]
+    method: str = "metrics"
+    paper: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    series: str | None = None
+    x: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over seeds (and questions) with its 95 % bootstrap interval; the seeds' own values beside it."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+
+# (row's title, column's metric) -> its value; absent where no job of the row has left it.
+Cells = Mapping[tuple[str, str], Interval]
+# Job's name -> what its results.json holds.
+Results = Mapping[str, Mapping]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A table or figure.
+
+    Attributes:
+        name: what `--what` calls it.
+        title: of its section in the report.
+        paper: which table or figure of the paper it is the twin of; empty where it is ours.
+        setting: what was done, in a few sentences.
+        columns, rows: of the table.
+        lesson: one line drawn from the cells by rule.
+        figure: how the table is drawn; None for not at all.
+        x_title, log_x: of curves.
+        figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.
+        texts: what is sampled, as (title, lines), from the results (and the folders) of its jobs.
+    """
+
+    name: str
+    title: str
+    paper: str
+    setting: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    lesson: Callable[[Cells], str]
+    figure: Figure | None = None
+    x_title: str = ""
+    log_x: bool = False
+    figure_columns: tuple[str, ...] = ()
+    texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Those of all rows, each once."""
+        return tuple({job.name: job for row in self.rows for job in row.jobs}.values())
