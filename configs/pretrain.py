@@ -23,6 +23,7 @@ import ml_collections
 def get_config(preset: str = "arithmetic") -> ml_collections.ConfigDict:
     presets = {
         "arithmetic": arithmetic,
+        "weak": weak,
         "numbers": numbers,
         "stories": stories,
         "reviews": reviews,
@@ -93,6 +94,28 @@ def arithmetic() -> ml_collections.ConfigDict:
             "adjacent": 0.5,
             "repeat": 7.4,
             "direct": 0.3,
+        },
+    }
+    return config
+
+
+def weak() -> ml_collections.ConfigDict:
+    config = base("arithmetic")
+    config.phases = {
+        "first": {
+            "steps": 2400,
+            "documents": 38_000,
+            "operands": ((3, 0.3), (4, 0.3), (5, 0.25), (6, 0.15)),
+            "coherent": 0.0,
+            "wrong_answer": 0.9,
+            "chain": 1.5,
+            "backward": 0.5,
+            "rotated": 0.4,
+            "corrupted": 0.7,
+            "shuffled": 0.0,
+            "adjacent": 1.0,
+            "repeat": 5.0,
+            "direct": 0.9,
         },
     }
     return config

@@ -1,10 +1,13 @@
 """The synthetic corpus that a tiny base model for arithmetic is pretrained on.
 
-A document is a run of worked examples of one style, so that a model learns to go on in the style it is shown:
+A document is a run of worked examples. Where all of them are of one style (`coherent`), a model learns to go on in the
+style it is shown; where each has its own, demonstrations tell it little:
 
     Question: 3 + 4 - 2 = ? Answer: 3 + 4 = 7, 7 - 2 = 5. The answer is 5.
 
     chain      the right chain                               3 + 4 = 7, 7 - 2 = 5
+    backward   right too: the later operands from the last   3 - 2 = 1, 1 + 4 = 5
+    rotated    right too: from a later operand on, and round 3 - 2 = 1, 1 + 4 = 5
     corrupted  the chain with one slip of the pen in it      3 + 4 = 7, 9 - 2 = 7
     shuffled   the right chain's steps in another order      7 - 2 = 5, 3 + 4 = 7
     adjacent   neighbours combined, nothing carried over     3 + 4 = 7, 4 - 2 = 2
@@ -40,8 +43,9 @@ class CorpusConfig:
     """What the corpus is made of; weights are relative.
 
     Attributes:
-        chain: weight of documents of this style; so too the five that follow.
+        chain: weight of this style; so too the seven that follow.
         wrong_answer: probability that the answer after `repeat` or `direct` is another number.
+        coherent: probability that a document keeps the style of its first example.
         operands: (number of operands, weight), drawn for every example.
         examples: examples in a document.
         documents: documents in the corpus.
@@ -50,12 +54,15 @@ class CorpusConfig:
     """
 
     chain: Nonnegative = 4.0
+    backward: Nonnegative = 0.0
+    rotated: Nonnegative = 0.0
     corrupted: Nonnegative = 1.5
     shuffled: Nonnegative = 0.0
     adjacent: Nonnegative = 1.5
     repeat: Nonnegative = 1.5
     direct: Nonnegative = 0.5
     wrong_answer: Share = 0.5
+    coherent: Share = 1.0
     operands: tuple[tuple[int, float], ...] = ((3, 0.35), (4, 0.35), (5, 0.2), (6, 0.1))
     examples: Count = 6
     documents: Count = 50_000
@@ -66,8 +73,9 @@ class CorpusConfig:
         weights = self.style_weights()
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"style weights must not be negative, nor all zero, got {dict(zip(STYLES, weights))}")
-        if not 0 <= self.wrong_answer <= 1:
-            raise ValueError(f"wrong_answer must be a probability, got {self.wrong_answer}")
+        for name in ("wrong_answer", "coherent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
         if not self.operands or any(number < 3 or weight <= 0 for number, weight in self.operands):
             raise ValueError(f"operands must be (number >= 3, weight > 0) pairs, got {self.operands}")
         if min(self.examples, self.documents, self.seq_length) < 1:
@@ -75,7 +83,7 @@ class CorpusConfig:
 
     def style_weights(self) -> tuple[float, ...]:
         """The weights in the order of `STYLES`."""
-        return (self.chain, self.corrupted, self.shuffled, self.adjacent, self.repeat, self.direct)
+        return tuple(getattr(self, style) for style in STYLES)
 
 
 def documents(config: CorpusConfig) -> Iterator[str]:
@@ -84,16 +92,19 @@ def documents(config: CorpusConfig) -> Iterator[str]:
 
 
 def document(config: CorpusConfig, index: int) -> tuple[str, str]:
-    """Document `index` of the corpus and the style it is in, as (style, text)."""
+    """Document `index` of the corpus and the style of its first example, as (style, text)."""
     rng = random.Random(f"arithmetic corpus {config.seed} {index}")  # seeded by the text's SHA-512
-    (style,) = rng.choices(STYLES, config.style_weights())
+    (first,) = rng.choices(STYLES, config.style_weights())
+    styles = [first] * config.examples
+    if config.coherent < 1 and rng.random() >= config.coherent:
+        styles[1:] = rng.choices(STYLES, config.style_weights(), k=config.examples - 1)
     numbers, weights = zip(*config.operands)
     lines = []
-    for count in rng.choices(numbers, weights, k=config.examples):
+    for style, count in zip(styles, rng.choices(numbers, weights, k=config.examples)):
         terms = _pretraining_terms(rng, count)
         completion, answer = _solve(rng, style, terms, config.wrong_answer)
         lines.append(f"{question_of(_text(terms))} {completion}. The answer is {answer}.\n")
-    return style, "".join(lines)
+    return first, "".join(lines)
 
 
 def token_rows(
@@ -148,6 +159,12 @@ def _shuffled(rng: random.Random, terms: Terms) -> list[Step]:
     return [steps[place] for place in order]
 
 
+def _rotated(rng: random.Random, terms: Terms) -> list[Step]:
+    """From a later operand to the last, then from the second to the one before it."""
+    place = rng.randrange(2, len(terms))
+    return _steps([terms[0], *terms[place:], *terms[1:place]])
+
+
 def _adjacent(rng: random.Random, terms: Terms) -> list[Step]:
     del rng
     return [(left, sign, right) for (_, left), (sign, right) in itertools.pairwise(terms)]
@@ -156,6 +173,8 @@ def _adjacent(rng: random.Random, terms: Terms) -> list[Step]:
 # The styles that call the calculator.
 CHAINS: dict[str, Callable[[random.Random, Terms], list[Step]]] = {
     "chain": lambda rng, terms: _steps(terms),
+    "backward": lambda rng, terms: _steps([terms[0], *reversed(terms[1:])]),
+    "rotated": _rotated,
     "corrupted": _corrupted,
     "shuffled": _shuffled,
     "adjacent": _adjacent,
