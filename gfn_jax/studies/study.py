@@ -1,7 +1,7 @@
 """What a study is: a table or figure, the jobs that it needs, and where its cells are read.
 
-A job is one process that owns one folder and leaves a results.json there, method -> metric -> value; where it also leaves
-questions.json, method -> metric -> a value a question, intervals are over questions and seeds, else over seeds alone.
+A job is one process that owns one folder and leaves a results.json there, method -> metric -> value. Where it also
+leaves questions.json, method -> metric -> a value a question, intervals are over questions and seeds, else over seeds.
 Jobs are the unit of everything that can be interrupted, repeated or reused; several studies may share one.
 """
 
