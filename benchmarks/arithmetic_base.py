@@ -1,13 +1,14 @@
 """What a base for arithmetic knows before any training: its votes, and its posterior's, by number of operands.
 
-    python benchmarks/arithmetic_base.py --model=tiny-arithmetic-weak --output=benchmarks/results/arithmetic_base.json
+    python benchmarks/arithmetic_base.py --model=tiny-arithmetic-weak
 
-0-shot and k-shot: the vote over 10 samples at temperature 0.1, as in configs/arith.py. Posterior: p(Z | X, Y), exact, by
+0-shot and k-shot: the vote over 10 samples at temperature 0.1, as in configs/arith.py. Posterior: p(Z | X, Y), by exact
 rejection: the base, shown the reward's demonstrations, proposes Z and a proposal is accepted with p(Y | X Z). Its
 accuracy is that of its mode, the chain accepted most often; `right` is its mass on right chains, `distinct` how many
 different ones were accepted, `entropy` theirs in nats. `prior` is what the same proposals were before Y was known.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,18 +25,17 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gfn_jax.evaluation.accuracy import measure_accuracy
 from gfn_jax.evaluation.report import table
-from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules
 from gfn_jax.runs.config import read_policy_run
-from gfn_jax.runs.tasks import make_task
+from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.samplers.sampler import Problem
 from gfn_jax.samplers.selection import Rejection, prior
 from gfn_jax.tasks.arithmetic import Arithmetic
 from gfn_jax.text.loading import load_tokenizer, model_folder
+from gfn_jax.types import Tokens
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/arith.py", "FILE:preset")
 MODEL = flags.DEFINE_string("model", None, "The base; that of the config if none is named.")
@@ -47,19 +47,12 @@ OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON.")
 BATCH = 10  # questions at once
 
 
-def votes(task: Arithmetic, base: LanguageModel, split: str, shots: int, seed: int) -> float:
-    """Accuracy in percent of the vote over 10 samples at temperature 0.1."""
-    prompt = jax.tree.map(lambda x: x[: QUESTIONS.value], task.queries(split, shots).prompt)
-    rules = Rules(task.constraint(training=False), task.environment)
-    samples = sample_completions(base, prompt, rules, jax.random.key(seed), 10, 0.1, 10 * BATCH)
-    return measure_accuracy(task, split, samples).voted
-
-
-def posterior(task: Arithmetic, base: LanguageModel, split: str, seed: int) -> dict[str, float]:
+def posterior(task: Arithmetic, base: LanguageModel, rejection: Rejection, split: str, seed: int) -> dict[str, float]:
     """What rejection sampling accepts, in percent but for `distinct` and `entropy`."""
-    rejection = Rejection(task.reward(base.shape))
     rules = Rules(task.constraint(training=False), task.environment)
-    query = prior(rejection.reward, jax.tree.map(lambda x: x[: QUESTIONS.value], task.queries(split)))
+    query = jax.tree.map(lambda x: x[: QUESTIONS.value], task.queries(split))
+    # One shape, hence one compilation, for all numbers of operands; nothing reads the policy's prompt.
+    query = prior(rejection.reward, dataclasses.replace(query, context=widened(query.context)))
     prepared = jax.jit(rejection.reward.prepare)(base)
     found: dict[str, list[float]] = {name: [] for name in ("mode", "right", "prior", "accepted", "distinct", "entropy")}
     for begin in range(0, QUESTIONS.value, BATCH):
@@ -86,6 +79,12 @@ def posterior(task: Arithmetic, base: LanguageModel, split: str, seed: int) -> d
     return {name: float(scale.get(name, 100.0) * np.mean(values)) for name, values in found.items()}
 
 
+def widened(tokens: Tokens, columns: int = 32) -> Tokens:
+    """Padded further on the left."""
+    room = ((0, 0), (columns - tokens.ids.shape[1], 0))
+    return jax.tree.map(lambda x: np.pad(np.asarray(x), room), tokens)
+
+
 def main(_: list[str]) -> None:
     """Measures every seed, prints the table, and writes what there is after every seed."""
     logging.set_verbosity(logging.WARNING)
@@ -95,19 +94,22 @@ def main(_: list[str]) -> None:
     folder = model_folder(run.model.path)
     base = LanguageModel(*load_model(folder))
     task = make_task(run, load_tokenizer(folder), base.shape)
+    evaluator, rejection = make_evaluator(run, task, base.shape), Rejection(task.reward(base.shape))
     shots = run.evaluation.shots
     runs: list[dict] = []
     for seed in map(int, SEEDS.value):
         found: dict = {"seed": seed}
+        voting = dataclasses.replace(evaluator, config=dataclasses.replace(evaluator.config, seed=seed))
         for operands in (3, 4, 5):
             split = f"{SPLIT.value}_{operands}"
             found[split] = {
-                "0-shot": votes(task, base, split, 0, seed),
-                f"{shots}-shot": votes(task, base, split, shots, seed),
-                **{f"posterior, {name}": value for name, value in posterior(task, base, split, seed).items()},
+                "0-shot": voting.accuracy(base, split, QUESTIONS.value)[0].voted,
+                f"{shots}-shot": voting.accuracy(base, split, QUESTIONS.value, shots)[0].voted,
             }
+            exact = posterior(task, base, rejection, split, seed)
+            found[split] |= {f"posterior, {name}": value for name, value in exact.items()}
+            print(seed, split, {name: round(value, 2) for name, value in found[split].items()}, flush=True)
         runs.append(found)
-        print(seed, {k: {n: round(x, 2) for n, x in v.items()} for k, v in found.items() if k != "seed"}, flush=True)
         if OUTPUT.value:
             facts = {
                 "command": " ".join(["python", *sys.argv]),

@@ -101,8 +101,8 @@ class ArithmeticEvaluator:
     @functools.cached_property
     def prompts(self) -> dict[tuple[str, int], Tokens]:
         """(split, demonstrations in the prompt) -> the prompts of its questions, on the host."""
-        asked = [(split, 0) for split in (*self.validation.values(), *self.test.values())]
-        asked += [(split, self.config.shots) for split in self.test.values()]
+        splits = (*self.validation.values(), *self.test.values())
+        asked = [(split, shots) for shots in (0, self.config.shots) for split in splits]
         return {key: jax.tree.map(np.asarray, self.task.queries(*key).prompt) for key in dict.fromkeys(asked)}
 
     def _padded(self, split: str, shots: int, questions: int) -> Tokens:
