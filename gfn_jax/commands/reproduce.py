@@ -129,7 +129,7 @@ def page(planned: Sequence[plan.Planned], workers: int, preset: str) -> str:
     clock = plan.readable_time(plan.by_the_clock(left, planned, workers))
     total = plan.readable_time(sum(left.values()))
     lines = [
-        table(["job", "state", "CPU seconds", "GB"], rows),
+        table(["job", "state", "seconds", "GB"], rows),
         "",
         f"{len(planned)} jobs: {counts}",
         f"left: {total} of one core, about {clock} by the clock with --workers={workers}",

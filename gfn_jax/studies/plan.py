@@ -3,9 +3,9 @@
 A job's identity is a digest of its module, of what its arguments say (of a launch: the config that they resolve to,
 the sections of evaluation and certificate included, for they change results) and of the identities of what it needs.
 FOLDER/job.json, which only the parent of the job's process writes, says whose the folder is. A job is done where it
-says exit code 0 with the same identity, and results.json is there. A folder of another identity is not removed, since hours
-may lie in it that a config changed by mistake would cost: it is moved to WORKDIR/.aside/JOB/IDENTITY, and moved back
-when that identity is asked for again.
+says exit code 0 with the same identity, and results.json is there. A folder of another identity is not removed, since
+a config changed by mistake would cost the hours that lie in it: it is moved to WORKDIR/.aside/JOB/IDENTITY, and moved
+back when that identity is asked for again.
 """
 
 import collections
@@ -29,7 +29,7 @@ State = Literal["done", "interrupted", "failed", "changed", "missing"]
 RECORD, PARTIAL = "job.json", "job.partial"
 _NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
 _SEED = re.compile(r"\bseed-\d+\b")
-_FOLDER = re.compile(r"\{([^{}]*)\}")
+_FOLDER = re.compile(r"\{([\w./+-]+)\}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,7 +214,7 @@ class _Pool:
             self.done.add(name)
             self.expected = expected(self.plan)
             took = f"{readable_time(record.seconds)}, {record.gigabytes:.1f} GB"
-            so_far = readable_time(time.monotonic() - self.began)
+            so_far = f"{readable_time(time.monotonic() - self.began)} so far"
             _log.info(
                 "finished %s: %s; %d of %d; %s, %s", name, took, len(self.done), len(self.plan), so_far, self.rest()
             )

@@ -1,7 +1,7 @@
 """Jobs that count in place of training, studies of them, and the command with these; a process of its own, too.
 
-    python fake_studies.py --workdir=DIR     # python -m gfn_jax.reproduce, with `studies` and `write` of here
-    python -m fake_studies --steps=3 --workdir=FOLDER     # a job
+python fake_studies.py --workdir=DIR     # python -m gfn_jax.reproduce, with `studies` and `write` of here
+python -m fake_studies job --steps=3 --workdir=FOLDER     # a job
 """
 
 import json
@@ -14,19 +14,19 @@ import types
 
 from gfn_jax.studies.study import Column, Job, Row, Study
 
-ARGUMENTS = ("--steps=12",)
+STEPS = f"--steps={os.environ.get('FAKE_STEPS', '4')}"
 
 
 def fake_job(name: str, *flags: str, needs: tuple[str, ...] = (), seconds: float = 1.0, **rest) -> Job:
     """Reads the results of what it needs, and counts."""
     reads = tuple(f"--reads={{{need}}}" for need in needs)
-    return Job(name, "fake_studies", (*flags, *reads), needs, seconds, **{"gigabytes": 0.1, **rest})
+    return Job(name, "fake_studies", ("job", *flags, *reads), needs, seconds, **{"gigabytes": 0.1, **rest})
 
 
 def studies(preset: str, seeds: tuple[int, ...]) -> dict[str, Study]:
     """Two studies that share a base: a tiny one a seed, a mean over it."""
-    base = fake_job("base", *ARGUMENTS)
-    runs = tuple(fake_job(f"run/seed-{seed}", *ARGUMENTS, f"--value={seed}", needs=("base",)) for seed in seeds)
+    base = fake_job("base", STEPS)
+    runs = tuple(fake_job(f"run/seed-{seed}", STEPS, f"--value={seed}", needs=("base",)) for seed in seeds)
     bad = fake_job("bad", "--fail")
     after = fake_job("after", needs=("bad", "base"))
     return {
@@ -51,7 +51,7 @@ def write(chosen, results, out: pathlib.Path, facts) -> str:
 def count(arguments: list[str]) -> int:
     """A job: goes on from what it saved, one number a step; a signal ends it between two."""
     flags: dict[str, list[str]] = {}
-    for argument in arguments:
+    for argument in arguments[1:]:
         name, _, value = argument.removeprefix("--").partition("=")
         flags.setdefault(name, []).append(value)
     folder = pathlib.Path(flags["workdir"][0])
@@ -59,6 +59,8 @@ def count(arguments: list[str]) -> int:
     if "fail" in flags:
         print("this is", "wrong\n", file=sys.stderr)
         return 3
+    if "show" in flags:
+        print(os.environ[flags["show"][0]])
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
@@ -73,6 +75,7 @@ def count(arguments: list[str]) -> int:
                 return 128 + asked[0]
             time.sleep(0.02)
             log.write(f"{step}\n")
+            log.flush()
             replace(saved, str(step + 1))
     if "no_results" not in flags:
         replace(folder / "results.json", json.dumps({"metrics": {"count": total + steps}}))
@@ -100,7 +103,7 @@ def modules(studies=studies) -> dict[str, types.ModuleType]:
 
 
 if __name__ == "__main__":
-    if any(argument.startswith("--steps") or argument == "--fail" for argument in sys.argv):
+    if sys.argv[1:2] == ["job"]:
         sys.exit(count(sys.argv[1:]))
     from gfn_jax import reproduce
 
