@@ -44,8 +44,8 @@ class EvaluationConfig:
         temperature: of the samples.
         batch: questions at once.
         test_questions: questions of each test split at the end; 0 for all.
-        diverse_questions: the first of them, of which `diverse_samples` at temperature 1 are told apart at the end, those
-            of the policy and of the base; 0 for none.
+        diverse_questions: the first of them, of which `diverse_samples` at temperature 1 are told apart at the end,
+            the policy's and the base's; 0 for none.
         diverse_samples: see there.
         shots: demonstrations in the prompt of the k-shot baseline; 0 leaves it out.
         seed: of the samples.
