@@ -298,7 +298,9 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
             for row in rows(title, of, method)
         ),
         lambda cells: " ".join(
-            ahead(cells, f"supervised, {n} labels", f"GFlowNet, {n} labels", "accuracy", "more", f"accuracy, {n} labels")
+            ahead(
+                cells, f"supervised, {n} labels", f"GFlowNet, {n} labels", "accuracy", "more", f"accuracy, {n} labels"
+            )
             for n in labels
         ),
         figure="curves",
@@ -318,7 +320,9 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         "As Table 3. Without aggregation one rationale decides.",
         (*accuracy, Column(single, "one rationale, %")),
         tuple(aggregated),
-        lambda cells: worth(cells, "GFlowNet, 50 labels", "- seeded buffer, 50 labels", "accuracy", "the seeded buffer"),
+        lambda cells: worth(
+            cells, "GFlowNet, 50 labels", "- seeded buffer, 50 labels", "accuracy", "the seeded buffer"
+        ),
     )
     tableD5 = Study(
         "tableD5",
@@ -457,7 +461,10 @@ class Arithmetic:
             "Where the GFlowNet errs",
             "Table E.5",
             "Samples of the policy that are no right chain.",
-            (Column("chains_5", "right chains, 5 operands, %"), Column("unreadable_5", "without an answer, %", 1, "less")),
+            (
+                Column("chains_5", "right chains, 5 operands, %"),
+                Column("unreadable_5", "without an answer, %", 1, "less"),
+            ),
             (Row("GFlowNet", gflownet),),
             lambda cells: says(cells, "chains_5", "% of its samples for 5 operands are right chains"),
             texts=lambda results: sampled(results, gflownet, ("metrics",), 10, right=False),
@@ -513,7 +520,9 @@ class Arithmetic:
             "16 x 8 completions, of which methods with a replay buffer write half anew.",
             OPERANDS,
             tuple(
-                Row(f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps)
+                Row(
+                    f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps
+                )
                 for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
                 for steps in (20, 40, 80)
             ),
