@@ -99,6 +99,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "forbidden": (),
         "penalty": 20.0,
         "automaton": ml_collections.config_dict.placeholder(str),
+        "automaton_weight": 1.0,
         "function": ml_collections.config_dict.placeholder(str),
     }
     return config

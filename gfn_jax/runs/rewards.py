@@ -1,7 +1,7 @@
 """The reward that a config's `reward` section composes around the task's own.
 
     log R = task log R_task + unconditional log p(Z Y) + reverse log p(Z X)
-            - penalty (missing required + present forbidden words) + automaton + function
+            - penalty (missing required + present forbidden words) + automaton_weight automaton + function
 
 Everything but the last is compiled into the step; a user's Python function sees decoded text and runs on the host,
 between the step's two halves.
@@ -49,6 +49,7 @@ class RewardConfig:
         forbidden: words that it must not.
         penalty: nats for each word that is missing, and for each that should be.
         automaton: "package.module:name" of a function (token strings) -> (following [states, V], value [states]).
+        automaton_weight: the values are multiplied by it; 0 leaves the automaton out.
         function: "package.module:name" of a function (prompts, completions) -> log-factors in nats, on the host.
     """
 
@@ -59,6 +60,7 @@ class RewardConfig:
     forbidden: tuple[str, ...]
     penalty: Nonnegative
     automaton: str | None
+    automaton_weight: Exponent
     function: str | None
 
 
@@ -84,8 +86,9 @@ def build_reward(config: RewardConfig, task: Task, model: ModelConfig, tokenizer
     if config.required or config.forbidden:
         strings = _strings(tokenizer, model)
         factors.append((1.0, word_reward(strings, config.required, config.forbidden, config.penalty)))
-    if config.automaton is not None:
-        factors.append((1.0, build_automaton(config.automaton, _strings(tokenizer, model))))
+    if config.automaton is not None and config.automaton_weight:
+        automaton = build_automaton(config.automaton, _strings(tokenizer, model))
+        factors.append((config.automaton_weight, automaton))
     if not factors:
         raise ValueError("the config's reward has no factor: every exponent is 0 and there is no constraint")
     if [weight for weight, _ in factors] == [1.0]:

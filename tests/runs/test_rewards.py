@@ -28,7 +28,7 @@ from gfn_jax.training.loop import train
 from gfn_jax.worlds.stories_corpus import build_tokenizer as stories_tokenizer
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-PLAIN = RewardConfig(1.0, 0.0, 0.0, (), (), 20.0, None, None)
+PLAIN = RewardConfig(1.0, 0.0, 0.0, (), (), 20.0, None, 1.0, None)
 
 
 def config_of(*overrides):
