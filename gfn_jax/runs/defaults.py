@@ -20,6 +20,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.algorithm = "gflownet"
     config.seed = 0
     config.steps = 1000
+    config.start = ml_collections.config_dict.placeholder(str)
     config.log_every = 10
     config.save_every = 100
     config.tensorboard = False

@@ -23,6 +23,7 @@ from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import Lora
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
@@ -31,6 +32,7 @@ from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
+from gfn_jax.runs.starting import load_start, start_digest, start_folder
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.runs.weights import load_base, place
 from gfn_jax.tasks.checking import check_positions
@@ -72,7 +74,8 @@ def build_policy(
     Raises:
         ValueError, FileNotFoundError: what is wrong with the workdir, the model or the data, in one line.
     """
-    digest = claim_workdir(workdir, config.described)
+    start, described = config.values.start and start_folder(config.values.start), config.described
+    digest = claim_workdir(workdir, {**described, "start": start_digest(start)} if start else described)
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
@@ -80,11 +83,12 @@ def build_policy(
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
     certifier = make_certifier(config, parts)
+    adapter = load_start(start, config.lora, model, model_type, folder) if start else None
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
     base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
     _log.info("preparing the rewards and what is remembered")
-    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate))
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, adapter))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
@@ -101,10 +105,10 @@ def build_policy(
             results["certificate"] = certificate.as_dict()
             page = f"{page}\n\n{summary(certificate)}"
         origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
-        adapter = gather(policy.adapter)
+        lora = gather(policy.adapter)
         if jax.process_index() == 0:
             write_results(workdir / "results.json", results)
-            export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
+            export_run_adapter(workdir / "adapter", model, config.lora, lora, model_type, origin)
         return f"{page}\n\n{whereabouts(workdir)}"
 
     return Run(
@@ -231,11 +235,16 @@ Demonstrate = Callable[[Parts, LanguageModel], Seeds]
 
 
 def initial(
-    config: PolicyRun, parts: Parts, base: LanguageModel, demonstrate: Demonstrate | None = None
+    config: PolicyRun,
+    parts: Parts,
+    base: LanguageModel,
+    demonstrate: Demonstrate | None = None,
+    start: Lora | None = None,
 ) -> tuple[Constants, TrainState]:
     """Constants of the run, and the state before its first step, the algorithm knowing what others wrote.
 
-    That is what `demonstrate` writes or, without it, the task's seeds.
+    That is what `demonstrate` writes or, without it, the task's seeds. The policy begins with the adapter `start`, or
+    with the algorithm's own.
     """
     task, algorithm = parts.task, parts.algorithm
     root = jax.random.key(config.values.seed)
@@ -248,6 +257,8 @@ def initial(
         root=jax.random.fold_in(root, 1),
     )
     state = init_state(algorithm, parts.optimizer, jax.random.fold_in(root, 0), constants)
+    if start is not None:
+        state = dataclasses.replace(state, trainable=dataclasses.replace(state.trainable, lora=start))
     if not isinstance(algorithm, Remembering):
         return constants, state
     if demonstrate is not None:
