@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.sampling import Sampling
-from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.evaluation.report import RESULTS, Evaluator, write_evidence, write_results
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
 from gfn_jax.models.checkpoint import read_config
@@ -103,7 +103,8 @@ def build_policy(
         origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
         adapter = gather(policy.adapter)
         if jax.process_index() == 0:
-            write_results(workdir / "results.json", results)
+            write_results(workdir / RESULTS, results)
+            write_evidence(workdir, findings)
             export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
         return f"{page}\n\n{whereabouts(workdir)}"
 
