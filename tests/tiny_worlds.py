@@ -144,3 +144,12 @@ def calculator_world(max_length: int = 9, stop_after_number: bool = True):
         call_room=environment.max_result_tokens,
     )
     return tokenizer, environment, constraint
+
+
+def check_questions(methods, questions, digits: int = 2) -> None:
+    """Every metric that is a mean over questions is the mean of its questions, rounded to so many digits or more."""
+    assert "metrics" in questions
+    for method, found in questions.items():
+        assert found
+        for name, values in found.items():
+            assert abs(np.mean(values) - methods[method][name]) <= 0.51 * 10**-digits, (method, name)

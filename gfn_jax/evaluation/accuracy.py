@@ -5,10 +5,12 @@ Averaging the answer over rationales sampled from q(Z | X) is what a posterior i
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from gfn_jax.evaluation.predictive import summarize_votes
+import numpy as np
+
+from gfn_jax.evaluation.predictive import summarize_votes, vote_entropy
 from gfn_jax.samplers.votes import majority, tally
 
 
@@ -35,6 +37,7 @@ class Accuracy:
         unreadable: samples without an answer.
         agreement: the majority's share of a question's samples, averaged.
         uncertainty: entropies of the votes, in nats (`predictive.summarize_votes`).
+        questions: name -> a value a question, of those above that are means over questions (`voted`, `vote_entropy`).
     """
 
     voted: float
@@ -43,33 +46,34 @@ class Accuracy:
     unreadable: float
     agreement: float
     uncertainty: Mapping[str, float]
+    questions: Mapping[str, Sequence[float]]
 
 
 def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -> Accuracy:
     """Grades [M][N] completions of a split's first M questions; an unreadable answer is wrong."""
-    single = chains = unreadable = 0
-    agreement = 0.0
-    answered, correct = [], []
+    found: dict[str, list[float]] = {name: [] for name in ("voted", "single", "chains", "unreadable", "agreement")}
+    answered = []
     for example, rows in enumerate(samples):
         texts = [task.decode(row) for row in rows]
         answers = [task.answer(text) for text in texts]
         right = [task.grade(split, example, text) for text in texts]
-        single += sum(right)
-        chains += sum(task.is_right_chain(split, example, text) for text in texts)
-        unreadable += sum(answer is None for answer in answers)
         votes = tally(answers)
+        winner = majority(answers) if votes else None
         answered.append(answers)
-        correct.append(False)
-        if votes:
-            winner = majority(answers)
-            correct[-1] = right[answers.index(winner)]
-            agreement += votes[winner] / len(rows)
-    questions, total = len(samples), sum(map(len, samples))
+        found["voted"].append(bool(votes) and right[answers.index(winner)])
+        found["single"].append(mean(right))
+        found["chains"].append(mean(task.is_right_chain(split, example, text) for text in texts))
+        found["unreadable"].append(mean(answer is None for answer in answers))
+        found["agreement"].append(votes[winner] / len(rows) if votes else 0.0)
+    questions = {name: [100.0 * value for value in values] for name, values in found.items()}
+    uncertainty = summarize_votes(answered, found["voted"])
     return Accuracy(
-        voted=100 * sum(correct) / questions,
-        single=100 * single / total,
-        chains=100 * chains / total,
-        unreadable=100 * unreadable / total,
-        agreement=100 * agreement / questions,
-        uncertainty=summarize_votes(answered, correct),
+        **{name: mean(values) for name, values in questions.items()},
+        uncertainty=uncertainty,
+        questions={**questions, "vote_entropy": vote_entropy(answered).tolist()},
     )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Their mean."""
+    return float(np.mean([*values]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from gfn_jax.evaluation.accuracy import Accuracy, Graded, measure_accuracy
 from gfn_jax.evaluation.remembered import remembered
-from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.language_model import LanguageModel
@@ -99,16 +99,23 @@ class ArithmeticEvaluator:
         return Rules(self.task.constraint(training=False), self.task.environment)
 
     @functools.cached_property
-    def prompts(self) -> dict[tuple[str, int], Tokens]:
-        """(split, demonstrations in the prompt) -> the prompts of its questions, on the host."""
-        asked = [(split, 0) for split in (*self.validation.values(), *self.test.values())]
-        asked += [(split, self.config.shots) for split in self.test.values()]
-        return {key: jax.tree.map(np.asarray, self.task.queries(*key).prompt) for key in dict.fromkeys(asked)}
+    def _prompts(self) -> dict[tuple[str, int], Tokens]:
+        return {}
+
+    def _prompt(self, split: str, shots: int) -> Tokens:
+        """A split's prompts with so many demonstrations, on the host."""
+        if (split, shots) not in self._prompts:
+            self._prompts[split, shots] = jax.tree.map(np.asarray, self.task.queries(split, shots).prompt)
+        return self._prompts[split, shots]
 
     def _padded(self, split: str, shots: int, questions: int) -> Tokens:
-        """The first prompts of a split, as long as any with so many demonstrations: a method is compiled once."""
-        prompt = self.prompts[split, shots]
-        longest = max(other.ids.shape[1] for (_, k), other in self.prompts.items() if k == shots)
+        """The first prompts of a split, as long as any that is measured with it: a method is compiled once.
+
+        Validation reads no test question, not even for its length.
+        """
+        prompt = self._prompt(split, shots)
+        together = self.validation if split in self.validation.values() else self.test
+        longest = max(self._prompt(other, shots).ids.shape[1] for other in together.values())
         room = ((0, 0), (longest - prompt.ids.shape[1], 0))
         return jax.tree.map(lambda x: np.pad(x[: questions or None], room), prompt)
 
@@ -147,6 +154,8 @@ class ArithmeticEvaluator:
             del methods["base_kshot"]
         titles = self._titles()
         found: dict[str, dict[str, float]] = {}
+        questions: dict[str, dict[str, Sequence[float]]] = {}
+        written: list[Sample] = []
         chains: list[str] = []
         for method, (writer, shots) in methods.items():
             accuracies = {}
@@ -155,8 +164,27 @@ class ArithmeticEvaluator:
                 accuracies[metric], samples = self.accuracy(writer, split, config.test_questions, shots)
                 if method == "metrics":
                     chains += self._chains(split, samples)
+                written += self._samples(method, split, samples)
             found[method] = self._metrics(accuracies)
-        return Findings(found, self._page(found, chains))
+            questions[method] = self._questions(accuracies)
+        return Findings(found, self._page(found, chains), questions, written)
+
+    def _questions(self, accuracies: Mapping[str, Accuracy]) -> dict[str, Sequence[float]]:
+        """By the names of `_metrics`, a value a question."""
+        return {
+            name if field == "voted" else name.replace("accuracy", field): values
+            for name, accuracy in accuracies.items()
+            for field, values in accuracy.questions.items()
+        }
+
+    def _samples(self, method: str, split: str, samples: list[list[list[int]]]) -> list[Sample]:
+        """The first of what was written for the first questions."""
+        task, shown = self.task, [rows[:SHOWN_SAMPLES] for rows in samples[:SHOWN_QUESTIONS]]
+        texts = [(example, task.decode(row)) for example, rows in enumerate(shown) for row in rows]
+        return [
+            Sample(method, split, task.question(split, example), text, task.grade(split, example, text))
+            for example, text in texts
+        ]
 
     def _metrics(self, accuracies: Mapping[str, Accuracy]) -> dict[str, float]:
         """`accuracy_3`: the vote; `single_3`, `chains_3`...: the other shares; `vote_entropy_3`... in nats."""

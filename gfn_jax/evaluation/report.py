@@ -10,6 +10,30 @@ from typing import Any, Protocol
 
 from gfn_jax.models.language_model import LanguageModel
 
+RESULTS, QUESTIONS, SAMPLES = "results.json", "questions.json", "samples.jsonl"
+SHOWN_QUESTIONS, SHOWN_SAMPLES = 20, 4  # of each split, and of each of these
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A completion that was written for a final report.
+
+    Attributes:
+        method: who wrote it, as in `Findings.methods`.
+        split: of the question.
+        question: X as text.
+        completion: Z as text.
+        right: whether it is; None where the task does not grade.
+        answer: what was answered after it, where that is no part of it.
+    """
+
+    method: str
+    split: str
+    question: str
+    completion: str
+    right: bool | None = None
+    answer: str | None = None
+
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
@@ -18,6 +42,9 @@ class Findings:
     Attributes:
         methods: method -> metric -> value; `metrics` are the trained policy's, `base` the base's.
         page: the table, and what else a person reads.
+        questions: method -> metric -> a value a question, in the order of the split; their mean is the metric in
+            `methods` (but for rounding). What is no mean over questions is not there.
+        samples: what the policy and the base have written, the first of each split.
 
     Raises:
         ValueError: a value is NaN, which is no finding.
@@ -25,9 +52,12 @@ class Findings:
 
     methods: Mapping[str, Mapping[str, Any]]
     page: str
+    questions: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
+    samples: Sequence[Sample] = ()
 
     def __post_init__(self):
         check_numbers(self.methods)
+        check_numbers(self.questions)
 
 
 class Evaluator(Protocol):
@@ -84,6 +114,29 @@ def check_numbers(found: Any, name: str = "") -> None:
 def write_results(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes `results.json` whole or not at all; raises ValueError where a number of it is NaN."""
     check_numbers(results)
+    write_whole(path, json.dumps(results, indent=1) + "\n")
+
+
+def write_evidence(folder: pathlib.Path, findings: Findings) -> None:
+    """Writes what results.json is a summary of: questions.json and samples.jsonl, each whole or not at all."""
+    write_questions(folder / QUESTIONS, findings.questions)
+    lines = [json.dumps(dataclasses.asdict(sample)) + "\n" for sample in findings.samples]
+    write_whole(folder / SAMPLES, "".join(lines))
+
+
+def write_questions(path: pathlib.Path, questions: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Writes `questions.json`, of six digits behind the point, a line a metric, whole or not at all."""
+    methods = []
+    for method, metrics in questions.items():
+        rows = [
+            f"  {json.dumps(name)}: {json.dumps([round(float(x), 6) for x in row])}" for name, row in metrics.items()
+        ]
+        methods.append(f" {json.dumps(method)}: {{\n" + ",\n".join(rows) + "\n }")
+    write_whole(path, "{\n" + ",\n".join(methods) + "\n}\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)

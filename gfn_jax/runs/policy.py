@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.sampling import Sampling
-from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.evaluation.report import RESULTS, Evaluator, write_evidence, write_results
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
 from gfn_jax.models.checkpoint import read_config
@@ -83,12 +83,12 @@ def build_policy(
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
     certifier = make_certifier(config, parts)
-    adapter = load_start(start, config.lora, model, model_type, folder) if start else None
+    first = load_start(start, config.lora, model, model_type, folder) if start else None
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
     base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
     _log.info("preparing the rewards and what is remembered")
-    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, adapter))
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, first))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
@@ -105,10 +105,11 @@ def build_policy(
             results["certificate"] = certificate.as_dict()
             page = f"{page}\n\n{summary(certificate)}"
         origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
-        lora = gather(policy.adapter)
+        adapter = gather(policy.adapter)
         if jax.process_index() == 0:
-            write_results(workdir / "results.json", results)
-            export_run_adapter(workdir / "adapter", model, config.lora, lora, model_type, origin)
+            write_results(workdir / RESULTS, results)
+            write_evidence(workdir, findings)
+            export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
         return f"{page}\n\n{whereabouts(workdir)}"
 
     return Run(

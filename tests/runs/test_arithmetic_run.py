@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_files import write_questions
+from tiny_worlds import check_questions
 
 from gfn_jax import certify
 from gfn_jax.evaluation import arithmetic, remembered, sampling
@@ -128,6 +129,23 @@ def test_the_buffer_starts_with_the_demonstrations_and_fills(whole):
     assert (filled[:47] >= 1).all()  # seeds
     assert (filled <= 4).all()
     assert filled.sum() > 47  # and what the policy found
+
+
+def test_the_numbers_are_means_over_questions_and_the_samples_are_shown(whole):
+    run, _, _ = whole
+    results, questions = (json.loads((run.workdir / name).read_text()) for name in ("results.json", "questions.json"))
+    check_questions(results, questions)
+    for method in ("metrics", "base_0shot", "base_kshot"):
+        fields = ("accuracy", "single", "chains", "unreadable", "agreement", "vote_entropy")
+        assert set(questions[method]) >= {f"{field}_{k}" for field in fields for k in (3, 4, 5)}
+        assert {len(values) for values in questions[method].values()} == {4}
+        assert set(questions[method]["accuracy_3"]) <= {0, 100}
+    samples = [json.loads(line) for line in (run.workdir / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * 3 * 4 * 2  # methods, splits, questions, samples a question
+    for method, name in (("metrics", "single_4"), ("base_kshot", "single_3")):
+        own = [each for each in samples if (each["method"], each["split"][-1]) == (method, name[-1])]
+        assert 100 * np.mean([each["right"] for each in own]) == pytest.approx(results[method][name], abs=0.01)
+        assert own[0]["question"].startswith("Question: ")
 
 
 def test_results_hold_the_numbers_of_the_page(whole):
