@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
-from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
@@ -143,7 +143,13 @@ class ContinuationEvaluator:
         return found
 
     def measure(self, model: LanguageModel, query: Query, samples: Samples) -> dict[str, float]:
-        """What one way of writing gives, averaged over prompts; logarithms in nats.
+        """What one way of writing gives, averaged over prompts (`measure_prompts`)."""
+        return {name: float(values.mean()) for name, values in self.measure_prompts(model, query, samples).items()}
+
+    def measure_prompts(
+        self, model: LanguageModel, query: Query, samples: Samples
+    ) -> dict[str, Float[np.ndarray, " M"]]:
+        """What one way of writing gives for each of M prompts; logarithms in nats.
 
         Returns:
             `log_likelihood_max`, `log_likelihood_mean` (base), `log_likelihood_token` (a token, the stop counted),
@@ -155,17 +161,17 @@ class ContinuationEvaluator:
         policy = self.scorer.log_policy(model, query.prompt, ids, lengths)
         embeddings = self._embeddings(model.base, ids, lengths)
         return {
-            "log_likelihood_max": float(base.max(1).mean()),
-            "log_likelihood_mean": float(base.mean()),
-            "log_likelihood_token": float((base / (lengths + 1)).mean()),
-            "log_policy_max": float(policy.max(1).mean()),
-            "log_policy_mean": float(policy.mean()),
-            "balance_spread": float(np.mean(np.std(base / self.temperature - policy, axis=1))),
-            "length": float(lengths.mean()),
-            "diversity": float(mean_pairwise_distance(embeddings).mean()),
-            "distinct_1": float(np.mean([distinct(rows, 1) for rows in samples])),
-            "distinct_2": float(np.mean([distinct(rows, 2) for rows in samples])),
-            "unique": float(np.mean([len({tuple(row) for row in rows}) / len(rows) for rows in samples])),
+            "log_likelihood_max": base.max(1),
+            "log_likelihood_mean": base.mean(1),
+            "log_likelihood_token": (base / (lengths + 1)).mean(1),
+            "log_policy_max": policy.max(1),
+            "log_policy_mean": policy.mean(1),
+            "balance_spread": np.std(base / self.temperature - policy, axis=1),
+            "length": lengths.mean(1),
+            "diversity": np.asarray(mean_pairwise_distance(embeddings)),
+            "distinct_1": np.array([distinct(rows, 1) for rows in samples]),
+            "distinct_2": np.array([distinct(rows, 2) for rows in samples]),
+            "unique": np.array([len({tuple(row) for row in rows}) / len(rows) for rows in samples]),
         }
 
     def methods(self, model: LanguageModel, query: Query) -> dict[str, Callable[[], Samples]]:
@@ -201,8 +207,19 @@ class ContinuationEvaluator:
         """All methods on all prompts."""
         query = self.query(0)
         written = {name: write() for name, write in self.methods(model, query).items()}
-        found = {name: self.measure(model, query, samples) for name, samples in written.items()}
-        return Findings(found, self.page(found, written))
+        prompts = {name: self.measure_prompts(model, query, samples) for name, samples in written.items()}
+        found = {name: {key: float(row.mean()) for key, row in rows.items()} for name, rows in prompts.items()}
+        questions = {name: {key: row.tolist() for key, row in rows.items()} for name, rows in prompts.items()}
+        return Findings(found, self.page(found, written), questions, self._shown(written))
+
+    def _shown(self, written: Mapping[str, Samples]) -> list[Sample]:
+        """The first sentences for the first prompts, each way of writing."""
+        return [
+            Sample(name, self.split, self.task.question(self.split, example), self.task.decode(row))
+            for name, samples in written.items()
+            for example, rows in enumerate(samples[:SHOWN_QUESTIONS])
+            for row in rows[:SHOWN_SAMPLES]
+        ]
 
     def page(self, found: Mapping[str, Mapping[str, float]], written: Mapping[str, Samples]) -> str:
         """The table, and a few sentences."""

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
-from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
 from gfn_jax.evaluation.text_metrics import BertScore, bleu, gleu
@@ -115,7 +116,8 @@ class InfillingEvaluator:
     reward: Reward
     config: InfillingEvaluationConfig
     temperature: float
-    # The base's log posterior by split: the base never changes, and it takes longer than the policy's side.
+    # By split, what is listed, and the base's log posterior: it never changes, and takes longer than the policy's side.
+    _listed: dict[str, Listed] = dataclasses.field(default_factory=dict, repr=False)
     _posteriors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     best_metric = None
@@ -147,14 +149,16 @@ class InfillingEvaluator:
         return Scorer(self.reward, rules, self.config.batch)
 
     @functools.cached_property
-    def listed(self) -> dict[str, Listed]:
-        """By split, the sentences that the generator could write; empty for stories that are not generated."""
-        if not self.task.candidates("test", 0):
-            return {}
-        horizon = self.scorer.rules.constraint.horizon
-        return {
-            split: list_sentences(self.task, split, self._count(split), horizon) for split in ("validation", "test")
-        }
+    def is_listed(self) -> bool:
+        """Whether the stories are generated, so that every sentence that the generator could write is known."""
+        return bool(self.task.candidates("validation", 0))
+
+    def listed(self, split: str) -> Listed:
+        """The sentences that the generator could write, for the first stories of a split."""
+        if split not in self._listed:
+            horizon = self.scorer.rules.constraint.horizon
+            self._listed[split] = list_sentences(self.task, split, self._count(split), horizon)
+        return self._listed[split]
 
     def _count(self, split: str) -> int:
         wanted, available = self.config.stories, len(self.task.splits[split])
@@ -169,14 +173,14 @@ class InfillingEvaluator:
     def posterior(self, base: LanguageModel, split: str) -> np.ndarray:
         """[M, K] the base's log posterior over the listed sentences."""
         if split not in self._posteriors:
-            listed = self.listed[split]
+            listed = self.listed(split)
             log_reward = self.scorer.log_reward(base, self.query(split), listed.ids, listed.lengths)
             self._posteriors[split] = log_posterior(log_reward, listed.mask, self.temperature)
         return self._posteriors[split]
 
-    def exact(self, model: LanguageModel, split: str, prompt: Tokens) -> dict[str, float]:
+    def exact(self, model: LanguageModel, split: str, prompt: Tokens) -> dict[str, Float[np.ndarray, " M"]]:
         """What `infilling_exact.distances` says of a writer who is told `prompt`."""
-        listed = self.listed[split]
+        listed = self.listed(split)
         log_q = self.scorer.log_policy(model, prompt, listed.ids, listed.lengths)
         return distances(log_q, self.posterior(model.base, split), listed)
 
@@ -192,10 +196,10 @@ class InfillingEvaluator:
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """The exact measures of generated stories; of others the mean log p_LM(Z Y | X) of samples, and GLEU-4."""
         query = self.query("validation")
-        if self.listed:
-            return self.exact(model, "validation", query.prompt)
+        if self.is_listed:
+            return means(self.exact(model, "validation", query.prompt))
         samples = self.sample(model, query.prompt, self.config.samples, self.config.temperature)
-        return self.text_metrics(model.base, "validation", samples)
+        return self.corpus_metrics("validation", samples) | means(self.text_metrics(model.base, "validation", samples))
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """The same for a line of progress."""
@@ -203,19 +207,24 @@ class InfillingEvaluator:
             return f"validation KL {validated['kl']:.3f} nats, consistent {validated['consistency']:.0f} %"
         return f"validation log R {validated['log_reward']:.2f}, GLEU-4 {validated['gleu_4']:.2f}"
 
-    def text_metrics(self, base: LanguageModel, split: str, samples: Samples) -> dict[str, float]:
-        """Against the authors' sentences."""
-        stories = self.task.splits[split][: len(samples)]
-        texts = [[self.task.decode(row).strip() + "." for row in rows] for rows in samples]
-        pairs = [(text, story.middle) for story, rows in zip(stories, texts) for text in rows]
-        written, references = zip(*pairs)
-        found = {
-            "bleu_4": bleu(written, references),
-            "gleu_4": gleu(written, references),
-            "log_reward": float(self.likelihood(base, split, samples).mean()),
-            "distinct": 100 * float(np.mean([len(set(rows)) / len(rows) for rows in texts])),
-            "length": float(np.mean([len(row) for rows in samples for row in rows])),
+    def texts(self, samples: Samples) -> list[list[str]]:
+        """Sampled sentences as one reads them."""
+        return [[self.task.decode(row).strip() + "." for row in rows] for rows in samples]
+
+    def text_metrics(self, base: LanguageModel, split: str, samples: Samples) -> dict[str, Float[np.ndarray, " M"]]:
+        """Of each story: the mean log p_LM(Z Y | X) in nats, the share in percent of sentences that differ, tokens."""
+        return {
+            "log_reward": self.likelihood(base, split, samples).mean(1),
+            "distinct": np.array([100 * len(set(rows)) / len(rows) for rows in self.texts(samples)]),
+            "length": np.array([np.mean([len(row) for row in rows]) for rows in samples]),
         }
+
+    def corpus_metrics(self, split: str, samples: Samples) -> dict[str, float]:
+        """Against the authors' sentences, over all stories together: no mean over them."""
+        stories = self.task.splits[split][: len(samples)]
+        pairs = [(text, story.middle) for story, rows in zip(stories, self.texts(samples)) for text in rows]
+        written, references = zip(*pairs)
+        found = {"bleu_4": bleu(written, references), "gleu_4": gleu(written, references)}
         if self._bert_score is not None:
             found["bert_score"] = self._bert_score(written, references)
         return found
@@ -233,11 +242,17 @@ class InfillingEvaluator:
             "metrics": (model, query.prompt),
         }
         found: dict[str, dict[str, Any]] = {}
+        questions: dict[str, dict[str, list[float]]] = {}
+        shown: list[Sample] = []
         for name, (writer, prompt) in writers.items():
             samples = self.sample(writer, prompt, self.config.samples, self.config.temperature)
+            exact = self.exact(writer, "test", prompt) if self.is_listed else {}
+            each = {**exact, **self.text_metrics(model.base, "test", samples)}
+            questions[name] = {metric: values.tolist() for metric, values in each.items()}
+            shown += self._shown(name, samples)
             found[name] = {
-                **(self.exact(writer, "test", prompt) if self.listed else {}),
-                **self.text_metrics(model.base, "test", samples),
+                **means(each),
+                **self.corpus_metrics("test", samples),
                 **self.judged(
                     [
                         story.story(self.task.decode(row))
@@ -246,19 +261,19 @@ class InfillingEvaluator:
                     ]
                 ),
             }
-        if self.listed:
+        if self.is_listed:
             found["posterior"] = self.posterior_facts(model.base)
         if self._judge is not None:
             found["reference"] = self.judged([story.story(story.middle.removesuffix(".")) for story in stories])
         rounded = {name: {key: round(value, 4) for key, value in values.items()} for name, values in found.items()}
-        return Findings(rounded, self._page(rounded, samples))
+        return Findings(rounded, self._page(rounded, samples), questions, shown)
 
     def posterior_facts(self, base: LanguageModel) -> dict[str, float]:
         """Of the target itself: how spread it is, how far from the generator's, what lies outside the list.
 
         `unlisted` is estimated with sentences Z' ~ q' that the base writes after X, weighted by R(Z') / q'(Z').
         """
-        listed, log_p, query = self.listed["test"], self.posterior(base, "test"), self.query("test")
+        listed, log_p, query = self.listed("test"), self.posterior(base, "test"), self.query("test")
         samples = self.sample(base, query.context, UNLISTED_SAMPLES, 1.0)
         ids, lengths = padded(samples, self.scorer.rules.constraint)
         log_q = self.scorer.log_policy(base, query.context, ids, lengths)
@@ -295,7 +310,7 @@ class InfillingEvaluator:
             "",
             table(("", *columns.values()), rows),
         ]
-        if self.listed:
+        if self.is_listed:
             target = found["posterior"]
             lines += [
                 "",
@@ -307,9 +322,23 @@ class InfillingEvaluator:
             lines += ["", table(("another model and test set", "BLEU-4", "GLEU-4"), PAPER)]
         return "\n".join([*lines, "", "Sampled stories, the fourth sentence by the policy:", *self._stories(samples)])
 
+    def _shown(self, method: str, samples: Samples) -> list[Sample]:
+        """The first sentences for the first stories; X is the story without them."""
+        stories, texts = self.task.splits["test"], self.texts(samples[:SHOWN_QUESTIONS])
+        return [
+            Sample(method, "test", f"{story.beginning} [...] {story.ending}", text)
+            for story, rows in zip(stories, texts)
+            for text in rows[:SHOWN_SAMPLES]
+        ]
+
     def _stories(self, samples: Samples, count: int = 3) -> list[str]:
         stories = self.task.splits["test"]
         return [
             f"  {story.beginning} [{self.task.decode(rows[0]).strip()}.] {story.ending}"
             for story, rows in list(zip(stories, samples))[:count]
         ]
+
+
+def means(found: Mapping[str, Float[np.ndarray, " M"]]) -> dict[str, float]:
+    """Averages over stories."""
+    return {name: float(values.mean()) for name, values in found.items()}

@@ -56,14 +56,16 @@ def log_posterior(
     return tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
 
 
-def distances(log_q: Float[np.ndarray, "M K"], log_p: Float[np.ndarray, "M K"], listed: Listed) -> dict[str, float]:
-    """How far q is, averaged over stories: `kl` and `kl_generator` in nats, `consistency` and `listed` in percent."""
+def distances(
+    log_q: Float[np.ndarray, "M K"], log_p: Float[np.ndarray, "M K"], listed: Listed
+) -> dict[str, Float[np.ndarray, " M"]]:
+    """How far q is for each story: `kl` and `kl_generator` in nats, `consistency` and `listed` in percent."""
     q = np.where(listed.mask, np.exp(log_q), 0.0)
     return {
-        "kl": float(divergence(np.exp(log_p), log_q).mean()),
-        "kl_generator": float(divergence(listed.generator, log_q).mean()),
-        "consistency": 100 * float((q * (listed.generator > 0)).sum(1).mean()),
-        "listed": 100 * float(q.sum(1).mean()),
+        "kl": divergence(np.exp(log_p), log_q),
+        "kl_generator": divergence(listed.generator, log_q),
+        "consistency": 100 * (q * (listed.generator > 0)).sum(1),
+        "listed": 100 * q.sum(1),
     }
 
 

@@ -69,8 +69,10 @@ def vote_entropy(answers: Sequence[Sequence[Hashable | None]]) -> Float[np.ndarr
     )
 
 
-def summarize(conditionals: Float[np.ndarray, "M N A"], truth: Int[np.ndarray, " M"] | None = None) -> dict[str, float]:
-    """Means over questions, by the names that results carry.
+def summarize(
+    conditionals: Float[np.ndarray, "M N A"], truth: Int[np.ndarray, " M"] | None = None
+) -> dict[str, Float[np.ndarray, " M"]]:
+    """Of every question, by the names that results carry; a result is the mean.
 
     Args:
         conditionals: p(Y | X Z).
@@ -82,14 +84,14 @@ def summarize(conditionals: Float[np.ndarray, "M N A"], truth: Int[np.ndarray, "
     """
     predictive, parts = posterior_predictive(conditionals), decompose(conditionals)
     found = {
-        "predictive_entropy": float(parts.total.mean()),
-        "conditional_entropy": float(parts.conditional.mean()),
-        "mutual_information": float(parts.mutual_information.mean()),
+        "predictive_entropy": parts.total,
+        "conditional_entropy": parts.conditional,
+        "mutual_information": parts.mutual_information,
     }
     if truth is not None:
         right = predictive[np.arange(len(truth)), truth]
-        found["predictive_accuracy"] = float(100 * (predictive.argmax(1) == truth).mean())
-        found["predictive_log_loss"] = float(-np.log(np.maximum(right, 1e-12)).mean())
+        found["predictive_accuracy"] = 100.0 * (predictive.argmax(1) == truth)
+        found["predictive_log_loss"] = -np.log(np.maximum(right, 1e-12))
     return found
 
 

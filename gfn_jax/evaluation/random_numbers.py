@@ -17,7 +17,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gfn_jax.environments import NoTool
-from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import log_policy
@@ -88,6 +88,12 @@ class NumberTask(Protocol):
 
     def queries(self, split: str) -> Query: ...
 
+    def question(self, split: str, example: int) -> str: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def grade(self, split: str, example: int, completion: str) -> bool: ...
+
 
 _log_policy = jax.jit(log_policy)
 
@@ -113,8 +119,8 @@ class RandomNumbersEvaluator:
 
     @functools.cached_property
     def prompt(self) -> Tokens:
-        """[1, P]."""
-        return self.task.queries("test").prompt
+        """[1, P]: of the one query, which all splits have."""
+        return jax.tree.map(lambda x: x[:1], self.task.queries("train").prompt)
 
     @functools.cached_property
     def log_p(self) -> Float[np.ndarray, " K"]:
@@ -146,24 +152,28 @@ class RandomNumbersEvaluator:
             f"covered {validated['covered']:.0f}/{len(self.log_p)}"
         )
 
-    def estimate(self, model: LanguageModel) -> dict[str, float | None]:
+    def draw(self, model: LanguageModel) -> list[list[int]]:
+        """The section's `samples` completions, or a few more: whole batches."""
+        batch = min(self.config.batch, self.config.samples)
+        count = -(-self.config.samples // batch)
+        prompts = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), self.prompt)
+        key = jax.random.key(self.config.seed)
+        groups = sample_completions(model, prompts, self.rules, key, samples=batch, temperature=1.0, batch=1)
+        return [ids for group in groups for ids in group]
+
+    def estimate(self, drawn: Sequence[Sequence[int]]) -> dict[str, float | None]:
         """KL(q(.|valid) || p) from samples, as one would have to without the enumeration.
 
         Returns:
             `sampled_kl` (None where no sample is valid) and its `sampled_noise_floor` in nats, `sampled_valid_mass`,
             and the number of `samples`.
         """
-        batch = min(self.config.batch, self.config.samples)
-        count = -(-self.config.samples // batch)
-        prompts = jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), self.prompt)
-        key = jax.random.key(self.config.seed)
-        groups = sample_completions(model, prompts, self.rules, key, samples=batch, temperature=1.0, batch=1)
         spellings = self.task.spellings
         place = {
             tuple(ids[:n].tolist()): number
             for ids, n, number in zip(spellings.completion, spellings.length, spellings.number, strict=True)
         }
-        counts = collections.Counter(place.get(tuple(ids)) for group in groups for ids in group)
+        counts = collections.Counter(place.get(tuple(ids)) for ids in drawn)
         samples = counts.total()
         valid = samples - counts.pop(None, 0)
         share = np.array([counts[number] for number in range(len(self.log_p))]) / max(valid, 1)
@@ -178,11 +188,19 @@ class RandomNumbersEvaluator:
         """Policy and base, and both distributions number by number."""
         found: dict[str, dict[str, Any]] = {}
         listed: dict[str, list[float]] = {"number": list(self.task.log_target), "target": np.exp(self.log_p).tolist()}
+        shown: list[Sample] = []
         for method, writer in (("metrics", model), ("base", model.base)):
-            q = self.probabilities(writer)
-            found[method] = {**distances(q, self.log_p), **self.estimate(writer)}
+            q, drawn = self.probabilities(writer), self.draw(writer)
+            found[method] = {**distances(q, self.log_p), **self.estimate(drawn)}
+            shown += self._shown(method, drawn)
             listed["policy" if method == "metrics" else method] = q.tolist()
-        return Findings({**found, "distribution": listed}, self.page(found, listed))
+        return Findings({**found, "distribution": listed}, self.page(found, listed), samples=shown)
+
+    def _shown(self, method: str, drawn: Sequence[Sequence[int]]) -> list[Sample]:
+        """As many as of other tasks' questions together: here there is but one."""
+        texts = [self.task.decode(list(ids)) for ids in drawn[: SHOWN_QUESTIONS * SHOWN_SAMPLES]]
+        question = self.task.question("test", 0)
+        return [Sample(method, "test", question, text, self.task.grade("test", 0, text)) for text in texts]
 
     def page(self, found: Mapping[str, Mapping[str, float]], listed: Mapping[str, list[float]]) -> str:
         """The table, and what the base likes best."""

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gfn_jax.environments import NoTool
-from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_histogram
-from gfn_jax.evaluation.report import Findings, table
+from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_entropy, vote_histogram
+from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
@@ -182,17 +182,36 @@ class SubjectivityEvaluator:
 
     def metrics(self, judgement: Judgement, split: str) -> dict[str, float]:
         """The vote, one rationale alone, the posterior predictive and its uncertainty, by name."""
-        truth = self.task.truth(split)[: len(judgement.probabilities)]
-        answers = draw_answers(judgement.probabilities, self.config.seed)
-        votes = [next(iter(vote_histogram(row))) for row in answers.tolist()]  # the first seen among equals
-        right = np.array(votes) == truth
-        found = {
-            "accuracy": float(100 * right.mean()),
-            "accuracy_single": float(100 * (answers == truth[:, None]).mean()),
-            **summarize(judgement.probabilities, truth),
-            **summarize_votes(answers.tolist(), right.tolist()),
-        }
+        questions, answers = self.questions(judgement, split), self.answers(judgement)
+        found = {name: float(np.mean(values)) for name, values in questions.items()}
+        found |= summarize_votes(answers.tolist(), [bool(right) for right in questions["accuracy"]])
         return {name: round(value, 4) for name, value in found.items()}
+
+    def answers(self, judgement: Judgement) -> Int[np.ndarray, "M N"]:
+        """A label drawn after each rationale."""
+        return draw_answers(judgement.probabilities, self.config.seed)
+
+    def questions(self, judgement: Judgement, split: str) -> dict[str, list[float]]:
+        """Those of `metrics` that are means over reviews, of every review."""
+        truth = self.task.truth(split)[: len(judgement.probabilities)]
+        answers = self.answers(judgement)
+        votes = [next(iter(vote_histogram(row))) for row in answers.tolist()]  # the first seen among equals
+        found = {
+            "accuracy": 100.0 * (np.array(votes) == truth),
+            "accuracy_single": 100.0 * (answers == truth[:, None]).mean(1),
+            **summarize(judgement.probabilities, truth),
+            "vote_entropy": vote_entropy(answers.tolist()),
+        }
+        return {name: values.tolist() for name, values in found.items()}
+
+    def shown(self, method: str, judgement: Judgement, split: str) -> list[Sample]:
+        """The first rationales of the first reviews, with the labels drawn after them."""
+        task, truth, answers = self.task, self.task.truth(split), self.answers(judgement)
+        return [
+            Sample(method, split, task.review(split, i), task.decode(z), bool(answer == truth[i]), task.labels[answer])
+            for i, rows in enumerate(judgement.rationales[:SHOWN_QUESTIONS])
+            for z, answer in list(zip(rows, answers[i], strict=True))[:SHOWN_SAMPLES]
+        ]
 
     def frequent_rationales(self, judgement: Judgement, split: str) -> dict[str, list[tuple[str, float]]]:
         """For each true label the commonest rationales and their shares in percent (Table D.5)."""
@@ -220,7 +239,7 @@ class SubjectivityEvaluator:
         """Who answers: the policy's base with the task's adapter, if it has one."""
         return policy.adapted(self.task.adapter)
 
-    def baselines(self, base: LanguageModel) -> dict[str, dict[str, Any]]:
+    def baselines(self, base: LanguageModel) -> Findings:
         """The base alone: with its own rationales, asked at once, and asked at once after some labelled reviews."""
         truth = self.task.truth("test")
         judgement = self.judge(base, base, "test")
@@ -228,31 +247,43 @@ class SubjectivityEvaluator:
             "base": self.metrics(judgement, "test"),
             "base_rationales": self.frequent_rationales(judgement, "test"),
         }
+        questions = {"base": self.questions(judgement, "test")}
         for name, shots in {"zero_shot": 0, "few_shot": self.config.shots}.items():
             if name == "zero_shot" or shots:
-                found[name] = self.describe_direct(self.direct(base, "test", shots=shots), truth)
-        return found
+                probabilities = self.direct(base, "test", shots=shots)
+                found[name] = self.describe_direct(probabilities, truth)
+                questions[name] = self.direct_questions(probabilities, truth)
+        return Findings(found, "", questions, self.shown("base", judgement, "test"))
 
     def describe_direct(
         self, probabilities: Float[np.ndarray, "M A"], truth: Int[np.ndarray, " M"]
     ) -> dict[str, float]:
         """Accuracy, log loss and entropy of labels given without a rationale."""
+        questions = self.direct_questions(probabilities, truth)
+        return {name: round(float(np.mean(values)), 4) for name, values in questions.items()}
+
+    def direct_questions(
+        self, probabilities: Float[np.ndarray, "M A"], truth: Int[np.ndarray, " M"]
+    ) -> dict[str, list[float]]:
+        """The same of every review."""
         found = summarize(probabilities[:, None], truth)
         return {
-            "accuracy": round(found["predictive_accuracy"], 4),
-            "predictive_log_loss": round(found["predictive_log_loss"], 4),
-            "predictive_entropy": round(found["predictive_entropy"], 4),
+            "accuracy": found["predictive_accuracy"].tolist(),
+            "predictive_log_loss": found["predictive_log_loss"].tolist(),
+            "predictive_entropy": found["predictive_entropy"].tolist(),
         }
 
     def report(self, model: LanguageModel) -> Findings:
         """The policy on the test split, beside the base's own ways."""
-        judgement = self.judge(model, self.answering(model), "test")
+        judgement, base = self.judge(model, self.answering(model), "test"), self.baselines(model.base)
         methods: dict[str, Mapping[str, Any]] = {
             "metrics": self.metrics(judgement, "test"),
             "rationales": self.frequent_rationales(judgement, "test"),
-            **self.baselines(model.base),
+            **base.methods,
         }
-        return Findings(methods, self.page(methods))
+        questions = {"metrics": self.questions(judgement, "test"), **base.questions}
+        samples = [*self.shown("metrics", judgement, "test"), *base.samples]
+        return Findings(methods, self.page(methods), questions, samples)
 
     def page(self, methods: Mapping[str, Mapping[str, Any]]) -> str:
         """The table, and the commonest rationales of the trained policy."""

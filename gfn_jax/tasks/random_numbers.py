@@ -351,6 +351,10 @@ class RandomNumbers:
         """None: the numbers are to be found."""
         return make_seeds([], [], self.stop_id, self.config.max_length)
 
+    def question(self, split: str, example: int) -> str:
+        """X as text."""
+        return self.config.prompt
+
     def decode(self, ids: list[int]) -> str:
         """Z as text."""
         return str(self.tokenizer.decode(ids))
@@ -380,5 +384,5 @@ TASK = TaskEntry(
     task=lambda config, tokenizer, model: RandomNumbers(config, tokenizer, model.vocab_size),
     evaluator=lambda config, task, model, temperature: RandomNumbersEvaluator(task, config),
     stand_in="tiny-numbers",
-    certified="test",
+    certified="validation",
 )

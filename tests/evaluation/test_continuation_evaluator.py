@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_worlds import left_padded, query_of, random_lora, random_params, right_padded, tiny
+from tiny_worlds import check_questions, left_padded, query_of, random_lora, random_params, right_padded, tiny
 
 from gfn_jax.evaluation.continuation import ContinuationEvaluationConfig, ContinuationEvaluator
 from gfn_jax.models import decoder
@@ -74,6 +74,16 @@ def test_every_way_of_writing_is_measured_alike(findings):
     assert findings.methods["greedy"]["diversity"] == 0
     assert findings.methods["beam"]["unique"] == 1
     assert "mean of the base's last hidden states" in findings.page
+
+
+def test_the_numbers_are_means_over_prompts_and_the_sentences_are_shown(findings):
+    check_questions(findings.methods, findings.questions, digits=4)
+    assert findings.questions.keys() == findings.methods.keys()
+    assert findings.questions["beam"].keys() == findings.methods["beam"].keys()
+    assert {len(values) for values in findings.questions["metrics"].values()} == {3}
+    shown = [sample for sample in findings.samples if sample.method == "metrics"]
+    assert [sample.question for sample in shown] == [f"prompt {i}" for i in range(3) for _ in range(4)]
+    assert {sample.split for sample in shown} == {"validation"}
 
 
 def test_likelihoods_are_those_of_a_plain_pass_and_the_last_batch_is_cut(setting):

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from tiny_worlds import check_questions
 
 from gfn_jax.evaluation import infilling, infilling_exact
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
@@ -68,10 +69,10 @@ def test_distances_by_hand():
     log_p[1, 2] = -np.inf  # fills up
     log_q = np.log(np.array([[0.25, 0.25, 0.25], [0.5, 0.25, 0.9]]))
     found = distances(log_q, log_p, listed)
-    assert math.isclose(found["kl"], (0.5 * math.log(2) + 0.5 * math.log(2)) / 2)
-    assert math.isclose(found["kl_generator"], (math.log(2) + math.log(2)) / 2)
-    assert math.isclose(found["consistency"], 100 * (0.5 + 0.5) / 2)
-    assert math.isclose(found["listed"], 100 * (0.75 + 0.75) / 2)
+    assert math.isclose(found["kl"].mean(), (0.5 * math.log(2) + 0.5 * math.log(2)) / 2)
+    assert math.isclose(found["kl_generator"].mean(), (math.log(2) + math.log(2)) / 2)
+    assert math.isclose(found["consistency"].mean(), 100 * (0.5 + 0.5) / 2)
+    assert math.isclose(found["listed"].mean(), 100 * (0.75 + 0.75) / 2)
 
 
 def test_posterior_is_tempered_and_normalised_over_the_list():
@@ -84,7 +85,7 @@ def test_posterior_is_tempered_and_normalised_over_the_list():
 
 def test_batches_change_nothing(evaluator, base):
     # 4 stories in batches of 2 and, with the last one filled up, of 3.
-    listed, query = evaluator.listed["test"], evaluator.query("test")
+    listed, query = evaluator.listed("test"), evaluator.query("test")
     found = [
         (
             scorer.log_policy(base, query.prompt, listed.ids, listed.lengths),
@@ -99,7 +100,7 @@ def test_batches_change_nothing(evaluator, base):
 
 def test_a_sampled_sentence_is_as_likely_as_the_policy_says(evaluator, base):
     # An untrained model is nearly uniform: a sentence of n words has about (1/A)^n.
-    listed, query = evaluator.listed["test"], evaluator.query("test")
+    listed, query = evaluator.listed("test"), evaluator.query("test")
     log_q = evaluator.scorer.log_policy(base, query.prompt, listed.ids, listed.lengths)
     choices = len(evaluator.scorer.rules.constraint.token_ids)
     expected = -np.log(choices - 1.0) * 4 - np.log(choices) * (listed.lengths - 4 + 1)
@@ -124,6 +125,11 @@ def test_a_report_holds_every_writer(evaluator, base, task):
     assert findings.methods["posterior"]["unlisted"] > 90  # a random model writes anything
     assert "this run" in findings.page
     assert task.splits["test"][0].ending in findings.page
+    check_questions(findings.methods, findings.questions, digits=4)
+    assert set(findings.questions["metrics"]) == set(findings.methods["metrics"]) - {"bleu_4", "gleu_4"}
+    assert {len(values) for values in findings.questions["base"].values()} == {CONFIG.test_stories}
+    assert len(findings.samples) == 3 * CONFIG.test_stories * CONFIG.samples
+    assert all(sample.right is None and sample.completion.endswith(".") for sample in findings.samples)
 
 
 def test_real_stories_are_measured_by_text_and_judge(evaluator, base, monkeypatch):
@@ -165,4 +171,4 @@ def test_the_shipped_model_knows_the_stories(task):
     base = LanguageModel(*load_model(model_folder("tiny-stories")))
     evaluator = InfillingEvaluator(task, task.reward(base.shape), CONFIG, temperature=1.0)
     log_p = evaluator.posterior(base, "test")
-    assert infilling_exact.divergence(evaluator.listed["test"].generator, log_p).mean() < 0.2
+    assert infilling_exact.divergence(evaluator.listed("test").generator, log_p).mean() < 0.2

@@ -59,7 +59,7 @@ def test_probabilities_are_those_of_every_text_that_spells_the_number(world):
 
 def test_samples_agree_with_the_enumeration(world):
     evaluator, base = world
-    exact, sampled = evaluator.validate(base), evaluator.estimate(base)
+    exact, sampled = evaluator.validate(base), evaluator.estimate(evaluator.draw(base))
     valid = exact["valid_mass"]
     assert sampled["samples"] == 20_000
     assert sampled["sampled_valid_mass"] == pytest.approx(valid, abs=4 * math.sqrt(valid * (1 - valid) / 20_000))
@@ -70,7 +70,7 @@ def test_samples_agree_with_the_enumeration(world):
 def test_a_base_that_writes_no_number_has_no_sampled_distance(world, monkeypatch):
     evaluator, base = world
     monkeypatch.setattr(random_numbers, "sample_completions", lambda *args, samples, **settings: [[[]] * samples])
-    found = evaluator.estimate(base)
+    found = evaluator.estimate(evaluator.draw(base))
     assert (found["sampled_kl"], found["sampled_valid_mass"]) == (None, 0.0)
     found |= distances(np.full(13, 1 / 13), evaluator.log_p)
     assert "none valid (" in evaluator.page({"base": found, "metrics": found}, {"base": [1.0], "number": [3]})
@@ -88,6 +88,8 @@ def test_the_report_names_what_it_must_for_policy_and_base(world):
     assert sum(listed["target"]) == pytest.approx(1)
     assert sum(listed["policy"]) == pytest.approx(findings.methods["metrics"]["valid_mass"])
     assert f"{findings.methods['base']['kl_to_target']:.2e}" in findings.page
+    assert len(findings.samples) == 2 * 80
+    assert all(sample.right == (sample.completion in evaluator.task.texts) for sample in findings.samples)
 
 
 def test_the_target_itself_is_at_no_distance():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_worlds import check_questions
 
 from gfn_jax.evaluation.subjectivity import (
     Judgement,
@@ -115,6 +116,21 @@ def test_metrics_by_hand(evaluator):
     assert found["vote_entropy_wrong"] == 0.0
     assert found["vote_entropy_right"] == pytest.approx(0.5623, abs=1e-4)
     assert found["mutual_information"] == pytest.approx(0.5623 / 2, abs=1e-4)
+
+
+def test_the_numbers_are_means_over_reviews_and_the_rationales_are_shown(evaluator):
+    judge, base = evaluator
+    task = dataclasses.replace(judge.task, config=dataclasses.replace(judge.task.config, test=4))
+    findings = dataclasses.replace(judge, task=task).report(base)
+    check_questions(findings.methods, findings.questions, digits=4)
+    assert findings.questions.keys() == {"metrics", "base", "zero_shot"}
+    assert {len(values) for values in findings.questions["metrics"].values()} == {4}
+    partial = {"vote_entropy_right", "vote_entropy_wrong"}  # means over some of the reviews
+    assert findings.questions["base"].keys() == findings.methods["base"].keys() - partial
+    shown = [sample for sample in findings.samples if sample.method == "metrics"]
+    assert len(shown) == 4 * CONFIG.samples
+    assert 100 * np.mean([sample.right for sample in shown]) == findings.methods["metrics"]["accuracy_single"]
+    assert {sample.answer for sample in shown} <= set(LABELS)
 
 
 def test_frequent_rationales_by_true_label(evaluator):
