@@ -1,5 +1,6 @@
 # Everything on a machine with Python >= 3.11:
 #   make arith   installs into .venv and runs the main job
+#   make reproduce   the paper's tables and figures on tiny worlds, one seed, with a report in runs/reproduce/report
 #   make test    installs, then lint, types, tests, and one short run from end to end
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
@@ -12,7 +13,7 @@ INSTALLED := .venv/installed
 TORCH := .venv/torch
 SMOKE := runs/smoke
 
-.PHONY: help arith test lint types unit smoke test-slow test-reference test-torch pretrain benchmark clean
+.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-torch pretrain benchmark clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -22,6 +23,9 @@ help:
 arith: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 arith: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py
+
+reproduce: $(INSTALLED)
+	$(BIN)/python -m gfn_jax.reproduce --what=all --preset=tiny --seeds=0 --workdir=runs/reproduce
 
 test: lint types unit smoke
 
@@ -40,7 +44,8 @@ unit: $(INSTALLED)
 smoke: $(INSTALLED)
 	rm -rf $(SMOKE)
 	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:tiny --workdir=$(SMOKE) --config.steps=4 \
-		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10
+		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10 \
+		--config.evaluation.diverse_questions=10
 
 # Compiled as users' runs are, not as tests/conftest.py has it.
 test-slow: $(INSTALLED)

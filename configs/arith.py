@@ -76,6 +76,8 @@ def tiny() -> ml_collections.ConfigDict:
         "temperature": 0.1,
         "batch": 100,
         "test_questions": 0,
+        "diverse_questions": 100,
+        "diverse_samples": 20,
         "shots": 3,
         "seed": 0,
     }

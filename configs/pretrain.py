@@ -39,6 +39,7 @@ def base(corpus: str) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "pretrain"
     config.corpus = corpus  # one of worlds/corpora.py
+    config.start = ml_collections.config_dict.placeholder(str)  # a model to go on from, instead of random weights
     config.seed = 0
     config.log_every = 50
     config.save_every = 500
@@ -101,21 +102,23 @@ def arithmetic() -> ml_collections.ConfigDict:
 
 def weak() -> ml_collections.ConfigDict:
     config = base("arithmetic")
+    config.start = "tiny-arithmetic"
+    config.optimizer.learning_rate = 1.5e-3
     config.phases = {
         "first": {
-            "steps": 2400,
-            "documents": 38_000,
-            "operands": ((3, 0.3), (4, 0.3), (5, 0.25), (6, 0.15)),
+            "steps": 700,
+            "documents": 11_200,
+            "operands": ((3, 0.25), (4, 0.3), (5, 0.25), (6, 0.2)),
             "coherent": 0.0,
             "wrong_answer": 0.9,
-            "chain": 1.5,
+            "chain": 1.4,
             "backward": 0.5,
             "rotated": 0.4,
-            "corrupted": 0.7,
+            "corrupted": 0.3,
             "shuffled": 0.0,
-            "adjacent": 1.0,
+            "adjacent": 2.4,
             "repeat": 5.0,
-            "direct": 0.9,
+            "direct": 0.8,
         },
     }
     return config

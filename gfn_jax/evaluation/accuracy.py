@@ -5,6 +5,7 @@ Averaging the answer over rationales sampled from q(Z | X) is what a posterior i
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -24,6 +25,8 @@ class Graded(Protocol):
     def grade(self, split: str, example: int, completion: str) -> bool: ...
 
     def is_right_chain(self, split: str, example: int, completion: str) -> bool: ...
+
+    def mode(self, split: str, example: int, completion: str) -> Hashable | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,24 @@ def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -
         uncertainty=uncertainty,
         questions={**questions, "vote_entropy": vote_entropy(answered).tolist()},
     )
+
+
+def measure_diversity(task: Graded, split: str, samples: list[list[list[int]]]) -> dict[str, list[float]]:
+    """What [M][N] completions of a split's first M questions hold beside the vote, a value a question.
+
+    Returns:
+        `right`: samples that are right chains, in percent; `distinct`: how many different ones there are among the N;
+        `chain_entropy`: the entropy of their shares, in nats (0 where there is none; at most log N, and too low).
+    """
+    found: dict[str, list[float]] = {"right": [], "distinct": [], "chain_entropy": []}
+    for example, rows in enumerate(samples):
+        chains = [task.mode(split, example, task.decode(row)) for row in rows]
+        right = Counter(chain for chain in chains if chain is not None)
+        share = np.array([*right.values()]) / max(right.total(), 1)
+        found["right"].append(100.0 * right.total() / len(rows))
+        found["distinct"].append(float(len(right)))
+        found["chain_entropy"].append(abs(float((share * np.log(share)).sum())))
+    return found
 
 
 def mean(values: Iterable[float]) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.evaluation.accuracy import Accuracy, Graded, measure_accuracy
+from gfn_jax.evaluation.accuracy import Accuracy, Graded, mean, measure_accuracy, measure_diversity
 from gfn_jax.evaluation.remembered import remembered
 from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.sampling import sample_completions
@@ -44,6 +44,9 @@ class EvaluationConfig:
         temperature: of the samples.
         batch: questions at once.
         test_questions: questions of each test split at the end; 0 for all.
+        diverse_questions: the first of them, of which `diverse_samples` at temperature 1 are told apart at the end,
+            the policy's and the base's; 0 for none.
+        diverse_samples: see there.
         shots: demonstrations in the prompt of the k-shot baseline; 0 leaves it out.
         seed: of the samples.
     """
@@ -54,6 +57,8 @@ class EvaluationConfig:
     temperature: SamplingTemperature
     batch: Count
     test_questions: Natural
+    diverse_questions: Natural
+    diverse_samples: Count
     shots: Natural
     seed: Seed
 
@@ -123,18 +128,22 @@ class ArithmeticEvaluator:
         self, model: LanguageModel, split: str, questions: int, shots: int = 0
     ) -> tuple[Accuracy, list[list[list[int]]]]:
         """Accuracy on the first `questions` of a split (0: all), and the completions it comes from."""
+        config = self.config
+        samples = self._sampled(model, self._padded(split, shots, questions), config.samples, config.temperature)
+        return measure_accuracy(self.task, split, samples), samples
+
+    def diversity(self, model: LanguageModel, split: str) -> dict[str, list[float]]:
+        """`measure_diversity` of samples at temperature 1, the votes' being nearly alike; nothing where nobody asks."""
+        if not self.config.diverse_questions:
+            return {}
+        prompt = self._padded(split, 0, self.config.diverse_questions)
+        return measure_diversity(self.task, split, self._sampled(model, prompt, self.config.diverse_samples, 1.0))
+
+    def _sampled(self, model: LanguageModel, prompt: Tokens, samples: int, temperature: float) -> list[list[list[int]]]:
         # What a base says no training changes: it is sampled once.
         sample = sample_completions if model.adapter else functools.partial(remembered, sample_completions)
-        samples = sample(
-            model,
-            self._padded(split, shots, questions),
-            self.rules,
-            jax.random.key(self.config.seed),
-            self.config.samples,
-            self.config.temperature,
-            self.config.batch,
-        )
-        return measure_accuracy(self.task, split, samples), samples
+        key = jax.random.key(self.config.seed)
+        return sample(model, prompt, self.rules, key, samples, temperature, self.config.batch)
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """`accuracy_3` and so on, in percent, on a few validation questions; `accuracy` is their mean."""
@@ -158,15 +167,18 @@ class ArithmeticEvaluator:
         written: list[Sample] = []
         chains: list[str] = []
         for method, (writer, shots) in methods.items():
-            accuracies = {}
+            accuracies, diversity = {}, {}
             for metric, split in self.test.items():
                 _log.info("final evaluation: %s on %s", titles[method], split)
                 accuracies[metric], samples = self.accuracy(writer, split, config.test_questions, shots)
                 if method == "metrics":
                     chains += self._chains(split, samples)
                 written += self._samples(method, split, samples)
-            found[method] = self._metrics(accuracies)
-            questions[method] = self._questions(accuracies)
+                if not shots:
+                    several = self.diversity(writer, split)
+                    diversity |= {metric.replace("accuracy", name): values for name, values in several.items()}
+            found[method] = self._metrics(accuracies) | {n: round(mean(v), 4) for n, v in diversity.items()}
+            questions[method] = self._questions(accuracies) | diversity
         return Findings(found, self._page(found, chains), questions, written)
 
     def _questions(self, accuracies: Mapping[str, Accuracy]) -> dict[str, Sequence[float]]:

@@ -118,11 +118,13 @@ class PretrainingConfig(RunConfig):
 
     Attributes:
         corpus: a name in `worlds.corpora.CORPORA`.
+        start: the model whose weights are trained further, of the same shape and vocabulary; None for random ones.
         batch: documents a step.
         seq_length: tokens a document is cut at.
     """
 
     corpus: str
+    start: str | None
     batch: Count
     seq_length: Count
 

@@ -1,5 +1,6 @@
-"""Tiny bases from nothing, by next-token training on a synthetic corpus."""
+"""Tiny bases from nothing, or from another, by next-token training on a synthetic corpus."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +11,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, phase_order
-from gfn_jax.models.checkpoint import save_model
+from gfn_jax.models.checkpoint import load_model, save_model
+from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.tensor_files import whole_folder
 from gfn_jax.runs.config import Pretraining
+from gfn_jax.text.loading import model_folder
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
 from gfn_jax.training.step import init_state, make_step
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Tokens
+from gfn_jax.types import Params, Tokens
 from gfn_jax.worlds.corpora import CorpusKind
 
 # Streams of randomness: fold_in(key of the seed, STREAM).
@@ -35,6 +38,9 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
     documents = read_documents(config.corpus, config.documents, tokenizer)
     order = phase_order(jax.random.fold_in(key, ORDER), config.phases, values.batch)
     corpus = Corpus(documents, documents.mask, order, jax.random.fold_in(key, DROPOUT))
+    state = init_state(algorithm, optimizer, jax.random.fold_in(key, WEIGHTS), corpus)
+    if values.start is not None:
+        state = dataclasses.replace(state, trainable=start_weights(values.start, model))
 
     def finish(trained: Trained) -> str:
         with whole_folder(workdir / "model") as draft:
@@ -45,7 +51,7 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
     return Run(
         workdir=workdir,
         step_fn=jax.jit(make_step(algorithm, optimizer), donate_argnums=0),
-        state=init_state(algorithm, optimizer, jax.random.fold_in(key, WEIGHTS), corpus),
+        state=state,
         constants=corpus,
         num_steps=config.optimizer.total_steps,
         samples_per_step=values.batch,
@@ -55,6 +61,20 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
         log_every=values.log_every,
         save_every=values.save_every,
     )
+
+
+def start_weights(path: str, model: ModelConfig) -> Params:
+    """The weights of a model of the same shape.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or it has another shape.
+    """
+    found, weights = load_model(model_folder(path))
+    if found != model:
+        names = [field.name for field in dataclasses.fields(model)]
+        differs = ", ".join(n for n in names if getattr(found, n) != getattr(model, n))
+        raise ValueError(f"start: the model {path} has another {differs} than the config's model and corpus")
+    return weights
 
 
 def read_documents(kind: CorpusKind, corpora: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> Tokens:

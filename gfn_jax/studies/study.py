@@ -1,7 +1,7 @@
 """What a study is: a table or figure, the jobs that it needs, and where its cells are read.
 
-A job is one process that owns one folder and leaves a results.json there, method -> metric -> value; where it also leaves
-questions.json, method -> metric -> a value a question, intervals are over questions and seeds, else over seeds alone.
+A job is one process that owns one folder and leaves a results.json there, method -> metric -> value; where it also
+leaves questions.json, method -> metric -> a value a question, intervals are over questions and seeds, else over seeds.
 Jobs are the unit of everything that can be interrupted, repeated or reused; several studies may share one.
 """
 
@@ -103,6 +103,7 @@ class Study:
         x_title, log_x: of curves.
         figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.
         texts: what is sampled, as (title, lines), from the results (and the folders) of its jobs.
+        others: jobs that those of the rows need, and that no row shows.
     """
 
     name: str
@@ -117,8 +118,9 @@ class Study:
     log_x: bool = False
     figure_columns: tuple[str, ...] = ()
     texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
+    others: tuple[Job, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """Those of all rows, each once."""
-        return tuple({job.name: job for row in self.rows for job in row.jobs}.values())
+        """Those of all rows and the others, each once."""
+        return tuple(dict.fromkeys((*self.others, *(job for row in self.rows for job in row.jobs))))

@@ -27,7 +27,7 @@ from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.tokens import allowed_ids, encode_after, pad_token
 from gfn_jax.types import Query, Rollout, Seeds, Tokens
-from gfn_jax.worlds.arithmetic_answers import is_correct_chain
+from gfn_jax.worlds.arithmetic_answers import right_chain
 from gfn_jax.worlds.arithmetic_examples import ArithmeticExample
 
 if TYPE_CHECKING:
@@ -254,15 +254,15 @@ class Arithmetic:
         return (last == answers) & (called == answers) & state.ends_in_digit & rollout.stop.any(axis=1)
 
     def mode(self, split: str, example: int, completion: str) -> str | None:
-        """The chain, if every step of it is right."""
-        return completion if self.is_right_chain(split, example, completion) else None
+        """The chain, without its spaces, if every step of it is right."""
+        return right_chain(self.splits[split][example], completion)
 
     def modes(self, split: str, example: int) -> None:
         """Nobody has counted the right chains."""
 
     def is_right_chain(self, split: str, example: int, completion: str) -> bool:
         """Whether every step of Z is the right one, not only its last number."""
-        return is_correct_chain(self.splits[split][example], completion)
+        return self.mode(split, example, completion) is not None
 
 
 def make_evaluator(

@@ -21,6 +21,7 @@ WRONG = {
     "export": ["--workdir=absent", "--out=out"],
     "benchmark": [f"--config={ROOT}/configs/benchmark.py", "--config.samples=0"],
     "posterior_bench": ["--out=out", "--methods=absent"],
+    "reproduce": ["--seeds=one"],
 }
 
 

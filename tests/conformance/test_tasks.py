@@ -30,7 +30,14 @@ ONE = meshes.MeshConfig(1, 1, 1)
 OWN = "configs.own_task:TASK"  # the guide's example is held to the same
 # What an evaluator is asked for here; a task that is not listed is evaluated as its config says.
 EVALUATION = {
-    "arithmetic": {"questions": 2, "samples": 2, "test_questions": 2, "batch": 2},
+    "arithmetic": {
+        "questions": 2,
+        "samples": 2,
+        "test_questions": 2,
+        "batch": 2,
+        "diverse_questions": 2,
+        "diverse_samples": 2,
+    },
     "continuation": {"prompts": 4, "samples": 2, "batch": 4, "beams": False, "diverse_groups": 0},
     "infilling": {"stories": 2, "test_stories": 2, "samples": 2, "batch": 2},
     "random_numbers": {"samples": 64, "batch": 64},

@@ -36,6 +36,7 @@ def small_config():
     config.sampling.update({"queries": 4, "samples": 4, "micro_batches": 2})
     config.replay.update({"samples": 2, "capacity": 4})
     config.evaluation.update({"every": 4, "questions": 4, "samples": 2, "test_questions": 4, "batch": 4})
+    config.evaluation.update({"diverse_questions": 2, "diverse_samples": 3})
     config.certificate.update({"queries": 1, "samples": 4, "proposals": 4})
     return config
 

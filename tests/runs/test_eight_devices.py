@@ -30,6 +30,7 @@ RUNS = {
         f"--config={CONFIGS}/arith.py:tiny",
         "--config.evaluation.questions=3",
         "--config.evaluation.test_questions=3",
+        "--config.evaluation.diverse_questions=0",
         "--config.evaluation.samples=2",
         "--config.evaluation.shots=0",
     ],

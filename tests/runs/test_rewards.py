@@ -184,7 +184,10 @@ def test_a_run_with_a_function_learns_from_it(tmp_path):
             f"--config.{key}={n}"
             for key, n in (("sampling.queries", 4), ("sampling.samples", 4), ("replay.samples", 2))
         ),
-        *(f"--config.evaluation.{key}=2" for key in ("every", "questions", "samples", "test_questions", "batch")),
+        *(
+            f"--config.evaluation.{key}=2"
+            for key in ("every", "questions", "samples", "test_questions", "diverse_questions", "batch")
+        ),
     ]
     plain = config_of(*small)
     hosted = config_of(*small, f"--config.reward.function={__name__}:long_answers")

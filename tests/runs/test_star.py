@@ -40,6 +40,7 @@ TINY = {
     "evaluation.questions": 2,
     "evaluation.samples": 2,
     "evaluation.test_questions": 2,
+    "evaluation.diverse_questions": 0,
     "evaluation.batch": 2,
     "evaluation.shots": 0,
     "certificate.queries": 0,

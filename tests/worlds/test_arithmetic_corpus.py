@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from gfn_jax.text.wordlevel import build_tokenizer
-from gfn_jax.worlds.arithmetic_answers import extract_answer
+from gfn_jax.worlds.arithmetic_answers import extract_answer, is_correct_chain
 from gfn_jax.worlds.arithmetic_corpus import STYLES, CorpusConfig, document, documents, token_rows
-from gfn_jax.worlds.arithmetic_examples import evaluate, worked_chain
+from gfn_jax.worlds.arithmetic_examples import evaluate, make_example, worked_chain
 from gfn_jax.worlds.arithmetic_splits import generate_splits, is_held_out
 
 LINE = re.compile(r"Question: (.+) = \? Answer: (.+)\. The answer is (-?\d+)\.\n")
-EVEN = CorpusConfig(chain=1, corrupted=1, shuffled=1, adjacent=1, repeat=1, direct=1, documents=1_500)
+EVEN = CorpusConfig(**dict.fromkeys(STYLES, 1.0), documents=2_000)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_no_question_of_the_task_occurs(corpus):
 
 
 def test_every_step_has_the_calculators_result(corpus):
-    for style in ("chain", "corrupted", "shuffled", "adjacent"):
+    for style in ("chain", "backward", "rotated", "corrupted", "shuffled", "adjacent"):
         for _, completion, answer in corpus[style]:
             for step in completion.split(", "):
                 call, result = step.split(" = ")
@@ -59,9 +59,19 @@ def test_chains_are_right(corpus):
         assert answer == evaluate(expression)
 
 
+def test_chains_in_other_orders_are_right_too(corpus):
+    for style in ("backward", "rotated"):
+        for expression, completion, answer in corpus[style]:
+            assert is_correct_chain(make_example(expression), completion)
+            assert answer == evaluate(expression)
+        same = np.mean([completion == worked_chain(expression) for expression, completion, _ in corpus[style]])
+        assert same < 0.15  # equal operands may change places
+
+
 def test_corrupted_chains_have_a_slip(corpus):
     lines = corpus["corrupted"]
-    assert not any(completion == worked_chain(expression) for expression, completion, _ in lines)
+    right = [is_correct_chain(make_example(expression), completion) for expression, completion, _ in lines]
+    assert np.mean(right) < 0.01  # where equal numbers let the slip be read as another order
     wrong = np.mean([answer != evaluate(expression) for expression, _, answer in lines])
     assert 0.85 < wrong < 1  # a slip over a zero changes no answer
     steps = Counter(
@@ -123,6 +133,17 @@ def test_corpus_is_a_function_of_its_seed():
     assert not set(first) & set(documents(dataclasses.replace(config, seed=1)))
 
 
+def test_incoherent_documents_mix_styles():
+    """Every example of one has a style of its own: what a line is says nothing of the next."""
+    weights = {**dict.fromkeys(STYLES, 0.0), "chain": 1.0, "direct": 1.0}
+    mixed = CorpusConfig(**weights, coherent=0.0, documents=1_000)
+    pairs = Counter()
+    for text in documents(mixed):
+        solved = ["=" in LINE.fullmatch(line)[2] for line in text.splitlines(keepends=True)]
+        pairs.update(itertools.pairwise(solved))
+    assert all(abs(count / pairs.total() - 0.25) < 0.02 for count in pairs.values()), pairs
+
+
 def test_weights_select_styles():
     only = CorpusConfig(chain=0, corrupted=0, shuffled=1, adjacent=0, repeat=0, direct=0, documents=30)
     assert {document(only, index)[0] for index in range(30)} == {"shuffled"}
@@ -162,6 +183,7 @@ def _without_plus():
         ({"chain": -1.0}, "style weights"),
         (dict.fromkeys(STYLES, 0.0), "style weights"),
         ({"wrong_answer": 1.5}, "wrong_answer must be a probability, got 1.5"),
+        ({"coherent": -0.5}, "coherent must be a probability, got -0.5"),
         ({"operands": ((2, 1.0),)}, "operands must be"),
         ({"operands": ()}, "operands must be"),
         ({"examples": 0}, "at least 1"),

@@ -1,0 +1,169 @@
+"""The paper's tables: `python -m gfn_jax.reproduce`, its flags, and how its jobs become a report."""
+
+import contextlib
+import datetime
+import pathlib
+import platform
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from gfn_jax.commands import cli, train
+from gfn_jax.commands.config_flag import given_keys
+from gfn_jax.errors import TrainingStopped
+from gfn_jax.studies import plan, pool
+from gfn_jax.studies.found import Facts
+from gfn_jax.studies.study import Job
+
+PRESETS = ("tiny", "paper")
+PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
+TEXT = {
+    "what": ("all", "names of tables and figures, separated by commas"),
+    "workdir": ("runs/reproduce", "where every job has a folder; run again, what is missing is run"),
+    "out": (None, "folder of the report, WORKDIR/report by default"),
+}
+NUMBERS = {"workers": (None, "jobs at once; by default as many as there are cores, one with --preset=paper")}
+NOT_RUN = (
+    "--preset=paper has not been run here: what jobs that are not done would take is an estimate, an accelerator "
+    "each; `python -m gfn_jax.launch ARGUMENTS --dry_run` says more of one."
+)
+
+
+def main(argv: list[str], doc: str | None) -> int:
+    """Runs the command and returns its exit code."""
+    cli.keep_programs()
+    return cli.run(argv, doc, parse, lambda values: prepare(values, argv))
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of a command line.
+
+    Raises:
+        flags.Error: an unknown flag, or a value of the wrong type.
+        ValueError: a list or a number that makes no sense, or words that are no flag.
+    """
+    values = cli.common_flags(TEXT, NUMBERS)
+    flags.DEFINE_enum("preset", "tiny", PRESETS, "the worlds: tiny ones, or the paper's", flag_values=values)
+    flags.DEFINE_list("seeds", ["0"], "of every row, separated by commas", flag_values=values)
+    flags.DEFINE_bool("list", False, "say what would run, and end", flag_values=values)
+    cli.read(values, argv, "--what=table4")
+    if not values.help:
+        seeds_of(values)
+        if values.workers is not None and values.workers < 1:
+            raise ValueError(f"--workers is {values.workers}; it must be 1 or more")
+    return values
+
+
+def seeds_of(values: flags.FlagValues) -> tuple[int, ...]:
+    """The seeds, each once, as they were given."""
+    words = [word.strip() for word in values.seeds]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"--seeds is {','.join(words)!r}; it must be whole numbers, for instance 0,1,2")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
+    """Checks the names and every job's arguments; jobs run when the report is asked for."""
+    from gfn_jax.studies.tables import studies
+
+    seeds, workdir = seeds_of(values), pathlib.Path(values.workdir).resolve()
+    out = pathlib.Path(values.out).resolve() if values.out else workdir / "report"
+    there = studies(values.preset, seeds)
+    names = list(there) if values.what == "all" else list(dict.fromkeys(values.what.split(",")))
+    jobs, root = plan.chosen_jobs(there, names), checkout()
+    with contextlib.chdir(root):
+        planned = plan.make_plan(jobs, workdir, meaning)
+    workers = values.workers or (1 if values.preset == "paper" else pool.cores())
+    if values["list"].value:
+        return [page(planned, workers, values.preset)]
+    command = shlex.join(["python", "-m", "gfn_jax.reproduce", *argv[1:]])
+    now = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
+    versions = {"python": platform.python_version()} | {name: plan.version(name) for name in PACKAGES}
+    facts = Facts(command, values.preset, seeds, now, machine(), versions)
+    return reproduce(planned, [there[name] for name in names], workers, root, workdir, out, facts)
+
+
+def checkout() -> pathlib.Path:
+    """The folder in which configs/ lies: the repository's, or the current one.
+
+    Raises:
+        ValueError: neither has it.
+    """
+    repository = pathlib.Path(__file__).resolve().parents[2]
+    for folder in (repository, pathlib.Path.cwd()):
+        if (folder / "configs").is_dir():
+            return folder
+    raise ValueError(f"there is no configs/ in {repository}, nor in the current folder: run this in a checkout")
+
+
+def meaning(job: Job) -> Any:
+    """What a job's arguments say: of a launch the whole config, as the launcher reads it, else themselves.
+
+    Raises:
+        ValueError: it is a launch that would refuse them.
+    """
+    if job.module != "gfn_jax.launch":
+        return job.arguments
+    from gfn_jax.runs.config import read
+
+    try:
+        values = train.parse(["launch", *job.arguments])
+        return read(values.config, given_keys(values)).described
+    except cli.PARSING as error:
+        raise ValueError(f"job {job.name}: {cli.one_line(error)}") from error
+
+
+def page(planned: Sequence[plan.Planned], workers: int, preset: str) -> str:
+    """What would run: a line a job, and how long all of it takes."""
+    from gfn_jax.evaluation.report import table
+
+    states = {one.job.name: plan.state(one) for one in planned}
+    expected = plan.expected(planned)
+    rows = [[name, states[name], f"{one.seconds:.0f}", one.gigabytes] for name, one in expected.items()]
+    left = {name: expected[name].seconds for name, state in states.items() if state != "done"}
+    counts = ", ".join(
+        f"{sum(state == one for state in states.values())} {one}" for one in dict.fromkeys(states.values())
+    )
+    clock = plan.readable_time(plan.by_the_clock(left, planned, workers))
+    total = plan.readable_time(sum(left.values()))
+    lines = [
+        table(["job", "state", "seconds", "GB"], rows),
+        "",
+        f"{len(planned)} jobs: {counts}",
+        f"left: {total} of one core, about {clock} by the clock with --workers={workers}",
+    ]
+    return "\n".join([*lines, *[NOT_RUN] * (preset == "paper")])
+
+
+def machine() -> str:
+    """This one, in words."""
+    return f"{platform.system()} {platform.machine()}, {pool.cores()} cores, {pool.machine_gigabytes():.0f} GB"
+
+
+def reproduce(
+    planned: Sequence[plan.Planned],
+    studies: Sequence[Any],
+    workers: int,
+    root: pathlib.Path,
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    facts: Facts,
+) -> Iterator[str]:
+    """Runs what is missing, and gives the report of what is there then.
+
+    Raises:
+        TrainingStopped: a signal came; behind the report.
+        RuntimeError: jobs failed; behind the report.
+    """
+    from gfn_jax.studies.report import write
+
+    outcome = pool.run(planned, workers, root, workdir)
+    yield write(studies, plan.found(planned), out, facts)
+    if outcome.signal is not None:
+        raise TrainingStopped("stopped; run the same command to go on", exit_code=128 + outcome.signal)
+    if outcome.failed:
+        needing = f"; {len(outcome.skipped)} that need them were skipped" if outcome.skipped else ""
+        names = ", ".join(outcome.failed)
+        raise RuntimeError(f"{len(outcome.failed)} of {len(planned)} jobs failed: {names}{needing} (see output.txt)")
