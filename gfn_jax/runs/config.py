@@ -57,10 +57,12 @@ class PolicyConfig(RunConfig):
     Attributes:
         algorithm: how it is trained: a name in `runs.registry.ALGORITHMS`, or "package.module:NAME" of your own.
         steps: of training, those before the first update included.
+        report: what the end of a run reads: the test split, or validation alone (`runs.ending`).
     """
 
     algorithm: str
     steps: Count
+    report: Literal["test", "validation"]
 
 
 @dataclasses.dataclass(frozen=True)

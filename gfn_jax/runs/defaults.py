@@ -19,6 +19,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.task = task
     config.algorithm = "gflownet"
     config.seed = 0
+    config.report = "test"
     config.steps = 1000
     config.log_every = 10
     config.save_every = 100
