@@ -69,7 +69,7 @@ def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -
         found["unreadable"].append(mean(answer is None for answer in answers))
         found["agreement"].append(votes[winner] / len(rows) if votes else 0.0)
     questions = {name: [100.0 * value for value in values] for name, values in found.items()}
-    uncertainty = summarize_votes(answered, found["voted"])
+    uncertainty = summarize_votes(answered, [bool(right) for right in found["voted"]])
     return Accuracy(
         **{name: mean(values) for name, values in questions.items()},
         uncertainty=uncertainty,

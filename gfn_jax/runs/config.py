@@ -59,11 +59,13 @@ class PolicyConfig(RunConfig):
         steps: of training, those before the first update included.
         start: whose adapter the policy begins with: the workdir of a run that has ended, or a PEFT folder; None for a
             fresh one, with which it begins as the base.
+        report: what the end of a run reads: the test split, or validation alone (`runs.ending`).
     """
 
     algorithm: str
     steps: Count
     start: str | None
+    report: Literal["test", "validation"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,9 @@ from jaxtyping import Bool
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.sampling import Sampling
-from gfn_jax.evaluation.report import RESULTS, Evaluator, write_evidence, write_results
+from gfn_jax.errors import EvaluationFailed, TrainingStopped, first_line
+from gfn_jax.evaluation.certificate import Certificate
+from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
 from gfn_jax.models.checkpoint import read_config
@@ -29,8 +31,10 @@ from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.runs.budget import run_budget
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
+from gfn_jax.runs.ending import OWN, leave, measured
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.runs.starting import load_start, start_digest, start_folder
 from gfn_jax.runs.tasks import make_evaluator, make_task
@@ -43,7 +47,7 @@ from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
 from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
-from gfn_jax.training.writers import make_writers
+from gfn_jax.training.writers import METRICS, make_writers
 from gfn_jax.types import PyTree, Query, Seeds, Tokens, TrainState, Trajectory
 
 # What a line of progress says of the metrics that there are.
@@ -96,20 +100,19 @@ def build_policy(
 
     def finish(trained: Trained) -> str:
         policy = parts.algorithm.policy(trained.state.trainable, constants)
-        findings = evaluator.report(policy)
-        results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
-        page = findings.page
-        if certifier is not None:
-            _log.info("certifying the policy on %d queries of %s", config.certificate.queries, certifier.split)
-            certificate = certifier(policy)
-            results["certificate"] = certificate.as_dict()
-            page = f"{page}\n\n{summary(certificate)}"
-        origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
-        adapter = gather(policy.adapter)
+        findings = measured(evaluator, policy, config.values.report)
+        spent = run_budget(workdir / METRICS, parts.algorithm, constants, trained.steps, trained.seconds)
+        session = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "budget": spent.as_dict()}
+        leave(workdir, {**facts, **session}, findings, ("certificate",) if certifier else ())
+        metrics = findings.methods[OWN[config.values.report]]
+        origin = Origin(config.model.path, config.values.task, digest, metrics, command)
+        adapter, page = gather(policy.adapter), findings.page
         if jax.process_index() == 0:
-            write_results(workdir / RESULTS, results)
-            write_evidence(workdir, findings)
             export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
+        if certifier is not None:
+            certificate = certified(certifier, policy, workdir)
+            leave(workdir, {**facts, **session, "certificate": certificate.as_dict()}, findings)
+            page = f"{page}\n\n{summary(certificate)}"
         return f"{page}\n\n{whereabouts(workdir)}"
 
     return Run(
@@ -196,11 +199,36 @@ def policy_parts(
 
 
 def make_certifier(config: PolicyRun, parts: Parts) -> Certifier | None:
-    """What measures a policy against its posterior; None where nobody asks, or the reward is partly on the host."""
+    """What measures a policy against its posterior; None where nobody asks, or the reward is partly on the host.
+
+    Raises:
+        ValueError: it would read test questions, and the run is to report on validation.
+    """
     if not config.certificate.queries or parts.host_reward is not None:
         return None
+    if config.values.report == "validation" and config.entry.certified.startswith("test"):
+        split = f"the certificate of {config.values.task} is about the split {config.entry.certified!r}"
+        raise ValueError(f"{split}, which report='validation' does not read: set certificate.queries to 0")
     temperature = config.sampling.target_temperature
     return Certifier(parts.task, config.entry.certified, parts.reward, temperature, config.certificate)
+
+
+def certified(certifier: Certifier, policy: LanguageModel, workdir: pathlib.Path) -> Certificate:
+    """The certificate.
+
+    Raises:
+        EvaluationFailed: it could not be made; all that was found before is written.
+    """
+    _log.info("certifying the policy on %d queries of %s", certifier.config.queries, certifier.split)
+    try:
+        return certifier(policy)
+    except TrainingStopped:
+        raise
+    except Exception as error:  # whatever the samplers raise, or a user's reward
+        raise EvaluationFailed(
+            f"the certificate failed ({first_line(error)}); all other results and the adapter are in {workdir}; run "
+            "the same command for it, with --config.certificate.queries=0 to go without"
+        ) from error
 
 
 def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
