@@ -88,8 +88,8 @@ class Sentences:
     environment = NoTool()
 
     def queries(self, split):
-        """200 stories to train on, 20 others to test; what the policy sees is what the reward sees."""
-        room = "training" if split == "train" else "test"
+        """200 stories to train on, 20 others to validate, or to test; the policy sees what the reward sees."""
+        room = "training" if split == "train" else split
         texts = [story.beginning.text for story in draw_stories(room, 200 if split == "train" else 20)]
         prompts = [encode_after(self.tokenizer, "", text) for text in texts]
         prompt = pad_left(prompts, self.stop_id)
@@ -144,12 +144,12 @@ class SentenceEvaluator:
         """Steps between two measurements."""
         return self.config.every
 
-    def sample(self, model):
-        """Sentences [20][samples] for the test stories."""
+    def sample(self, model, split):
+        """Sentences [20][samples] for the stories of a split."""
         task = self.task
         found = sample_completions(
             model,
-            task.queries("test").prompt,
+            task.queries(split).prompt,
             Rules(task.constraint(training=False), task.environment),
             jax.random.key(0),
             self.config.samples,
@@ -158,10 +158,14 @@ class SentenceEvaluator:
         )
         return [[task.decode(ids) for ids in row] for row in found]
 
-    def validate(self, model) -> dict[str, float]:
+    def measure(self, model, split) -> dict[str, float]:
         """`exact` in percent, and the mean number of `words`."""
-        counts = np.asarray([[len(text.split()) for text in row] for row in self.sample(model)])
+        counts = np.asarray([[len(text.split()) for text in row] for row in self.sample(model, split)])
         return {"exact": float(100 * (counts == self.task.config.words).mean()), "words": float(counts.mean())}
+
+    def validate(self, model) -> dict[str, float]:
+        """On the way: of stories that no test looks at."""
+        return self.measure(model, "validation")
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """For a line of progress."""
@@ -169,9 +173,9 @@ class SentenceEvaluator:
 
     def report(self, model) -> Findings:
         """The base, the policy, and a few of its sentences."""
-        found = {"base": self.validate(model.base), "metrics": self.validate(model)}
+        found = {"base": self.measure(model.base, "test"), "metrics": self.measure(model, "test")}
         rows = [(name, values["exact"], values["words"]) for name, values in found.items()]
-        sentences = [row[0] for row in self.sample(model)[:5]]
+        sentences = [row[0] for row in self.sample(model, "test")[:5]]
         return Findings(found, "\n".join([table(("", "exact, %", "words"), rows), "", *sentences]))
 
 

@@ -174,7 +174,8 @@ class OnPolicy(abc.ABC):
         temperature = self.given.sampling.reward_temperature(state.step)
         parts = (sampled.query, sampled.trajectory)
         batches, described = jax.lax.map(lambda part: self.fresh_batch(part[0], part[1], temperature), parts)
-        return Collected(batches, state.memory, {**totals(described), "reward_temperature": temperature})
+        metrics = {**totals(described), **generated(sampled), "reward_temperature": temperature}
+        return Collected(batches, state.memory, metrics)
 
     def fresh_batch(
         self, query: Query, fresh: Trajectory, temperature: Float[Array, ""]
@@ -267,6 +268,7 @@ class OffPolicy(OnPolicy):
         held = buffers.statistics(buffer, len(constants.queries.example_id))
         metrics = {
             **totals(described),
+            **generated(sampled),
             **{f"buffer_{name}": value for name, value in held.items()},
             "reward_temperature": self.given.sampling.reward_temperature(state.step),
         }
@@ -332,3 +334,8 @@ def joined(queries: int, *parts: Shaped[Array, "_ ..."]) -> Shaped[Array, "_ ...
 def totals(described: dict[str, Weighted]) -> dict[str, Float[Array, ""]]:
     """The means of what micro-batches have measured, over all of them."""
     return {name: jax.tree.map(lambda x: x.sum(0), value).mean() for name, value in described.items()}
+
+
+def generated(sampled: Sampled) -> dict[str, Float[Array, ""]]:
+    """`generated_tokens`: how many tokens were chosen in sampling, the stops included and the tool's not."""
+    return {"generated_tokens": sampled.trajectory.rollout.action_mask.sum().astype(jnp.float32)}

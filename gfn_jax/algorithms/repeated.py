@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from gfn_jax.algorithms.on_task import generated
 from gfn_jax.algorithms.policy_gradient import Experience, Memory, PolicyGradient
 from gfn_jax.algorithms.returns import ReturnConfig
 from gfn_jax.interfaces import Measure
@@ -98,7 +99,8 @@ class Repeated(PolicyGradient):
     def remembered(self, collected: Collected) -> Memory:
         """What was collected, as the state holds it: rows behind rows."""
         experience = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), collected.batches)
-        return dataclasses.replace(collected.memory, held=Held(experience, collected.metrics))
+        metrics = {name: value for name, value in collected.metrics.items() if name != "generated_tokens"}
+        return dataclasses.replace(collected.memory, held=Held(experience, metrics))
 
     def sample(self, state: TrainState, constants: Constants, keys: Keys) -> Sampled:
         """Fresh rows in a block's first step; then those that are held, by which `store` does not go."""
@@ -119,7 +121,8 @@ class Repeated(PolicyGradient):
 
         memory = jax.lax.cond(self.begins(state), first, lambda: state.memory)
         share = self.share(memory.held.experience, state.step, constants.root)
-        return Collected(self.in_parts(share), memory, memory.held.metrics)
+        tokens = jax.tree.map(lambda x: jnp.where(self.begins(state), x, 0.0), generated(sampled))
+        return Collected(self.in_parts(share), memory, {**memory.held.metrics, **tokens})
 
     def begins(self, state: TrainState) -> Array:
         """Whether the step is a block's first."""

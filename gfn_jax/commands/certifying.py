@@ -27,7 +27,8 @@ from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 
 TWISTS: dict[str, type[NoTwist] | type[Answer] | type[Flow]] = {"unit": NoTwist, "answer": Answer, "flow": Flow}
-UNSAVED = {"log_every", "save_every", "tensorboard", "certificate"}  # what a run's config.json need not have
+# What a run's config.json need not have.
+UNSAVED = {"log_every", "save_every", "tensorboard", "report", "certificate", "start"}
 _log = logging.getLogger("gfn_jax")
 
 

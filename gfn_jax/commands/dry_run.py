@@ -30,11 +30,11 @@ from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
-from gfn_jax.models.flops import Flops, StepShape, packed_reward_flops, rollout_flops, score_flops
+from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
-from gfn_jax.rewards.posterior import Context
+from gfn_jax.runs.budget import contexts, step_flops, step_shape
 from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -129,52 +129,9 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=flops(algorithm, model, shape, len(contexts(constants.prepared))),
+        flops=step_flops(algorithm, model, shape, len(contexts(constants.prepared))),
         shape=shape,
     )
-
-
-def contexts(prepared: PyTree) -> list[Context]:
-    """What the rewards that read the base keep; none where the reward has no use for it."""
-    leaves = jax.tree.leaves(prepared, is_leaf=lambda x: isinstance(x, Context))
-    return [leaf for leaf in leaves if isinstance(leaf, Context)]
-
-
-def step_shape(algorithm: Any, constants: Constants) -> StepShape:
-    """The sizes of a step, all samples of a query counted."""
-    kept = contexts(constants.prepared)
-    demonstrations = kept[0].demonstrations if kept else None
-    query, columns = constants.queries, constants.rules.constraint.token_ids
-    return StepShape(
-        queries=algorithm.given.sampling.queries,
-        samples=algorithm.given.sampling.samples,
-        prompt=query.prompt.ids.shape[1],
-        context=query.context.ids.shape[1],
-        answer=query.answer.ids.shape[1],
-        few_shot=0 if demonstrations is None else demonstrations.mask.shape[1],
-        horizon=constants.rules.constraint.horizon,
-        allowed=columns.shape[0],
-    )
-
-
-def flops(algorithm: Any, model: ModelConfig, shape: StepShape, reward_passes: int = 1) -> dict[str, int]:
-    """Matrix products a step, on average; replayed rows are scored by the policy but neither sampled nor rewarded."""
-    policy, base = Flops(model, algorithm.given.lora), Flops(model)
-    fresh = dataclasses.replace(shape, samples=algorithm.given.sampling.fresh_samples)
-    learnt = shape
-    sampled: dict[str, int] = {}
-    if isinstance(algorithm, OnPolicy):  # else nothing is sampled
-        learnt = dataclasses.replace(shape, samples=algorithm.learnt_samples)
-        sampled = {
-            "rollout": rollout_flops(policy, fresh),
-            "reward": reward_passes * packed_reward_flops(base, fresh),
-            "scores without gradient": algorithm.frozen_scores * rollout_flops(policy, shape),
-        }
-        sampled = {part: count // algorithm.updates for part, count in sampled.items() if count}
-    parts = {**sampled, "score, update": score_flops(policy, learnt)}
-    if algorithm.given.remat:  # the layers once more, the head not
-        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(learnt, allowed=0))
-    return parts
 
 
 def memory(

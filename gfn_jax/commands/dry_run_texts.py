@@ -15,7 +15,7 @@ from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
 from gfn_jax.commands.plan import count, describe_model, left_behind, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
-from gfn_jax.models.flops import Flops
+from gfn_jax.models.flops import Flops, text_flops
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.runs.config import read_finetuning, read_pretraining
@@ -186,17 +186,12 @@ def in_use(plan: Texts) -> int:
 
 def flops(plan: Texts) -> dict[str, int]:
     """Matrix products a step: forward and backward, of a frozen base with respect to activations alone."""
-    model, tokens = plan.algorithm.shape, plan.rows * plan.length
-    pairs = plan.rows * plan.length * (plan.length + 1) // 2
-    counted, adapts = Flops(model, plan.lora), plan.lora is not None
-    forward = tokens * (counted.token() + counted.head(model.vocab_size)) + counted.attention(pairs)
-    total = 3 * forward
-    if adapts:
-        total = tokens * (counted.token(backward=True) + counted.head(model.vocab_size, backward=True))
-        total += counted.attention(pairs, backward=True)
+    counted, rows, length = Flops(plan.algorithm.shape, plan.lora), plan.rows, plan.length
+    forward = text_flops(counted, rows, length)
+    total = 3 * forward if plan.lora is None else text_flops(counted, rows, length, backward=True)
     parts = {"forward": forward, "backward": total - forward}
     if plan.algorithm.remat:  # the layers once more, the head not
-        parts["recomputed"] = tokens * counted.token() + counted.attention(pairs)
+        parts["recomputed"] = text_flops(counted, rows, length, head=False)
     return parts
 
 

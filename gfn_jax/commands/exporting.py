@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.export import Origin, export_run_adapter, export_run_model
 from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
+from gfn_jax.runs.ending import own_metrics
 from gfn_jax.runs.saved import SavedRun, read_run, restore_adapter
 from gfn_jax.text.loading import load_tokenizer, model_folder
 
@@ -69,7 +70,7 @@ def describe(run: SavedRun, step: int, base: str, command: str | None) -> Origin
     if (run.folder / "results.json").is_file():
         results = read_json(run.folder, "results.json")
         if results.get("steps") == step:
-            metrics, command = results["metrics"], command or results.get("command")
+            metrics, command = own_metrics(results), command or results.get("command")
         else:
             _log.warning(
                 "results.json was measured at step %s; the card of step %d has none", results.get("steps"), step

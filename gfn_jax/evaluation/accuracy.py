@@ -52,24 +52,34 @@ class Accuracy:
     questions: Mapping[str, Sequence[float]]
 
 
-def measure_accuracy(task: Graded, split: str, samples: list[list[list[int]]]) -> Accuracy:
-    """Grades [M][N] completions of a split's first M questions; an unreadable answer is wrong."""
+def measure_accuracy(
+    task: Graded, split: str, samples: list[list[list[int]]], log_weight: Sequence[Sequence[float]] | None = None
+) -> Accuracy:
+    """Grades [M][N] completions of a split's first M questions; an unreadable answer is wrong.
+
+    Args:
+        task: that grades them.
+        split: whose questions they answer.
+        samples: the tokens of Z.
+        log_weight: what each one's vote counts, in nats (`votes.tally`); None: all alike. Nothing else is weighted.
+    """
     found: dict[str, list[float]] = {name: [] for name in ("voted", "single", "chains", "unreadable", "agreement")}
     answered = []
     for example, rows in enumerate(samples):
         texts = [task.decode(row) for row in rows]
         answers = [task.answer(text) for text in texts]
         right = [task.grade(split, example, text) for text in texts]
-        votes = tally(answers)
-        winner = majority(answers) if votes else None
+        weights = None if log_weight is None else log_weight[example]
+        votes, all_votes = tally(answers, weights), sum(tally(range(len(rows)), weights).values())
+        winner = majority(answers, weights)
         answered.append(answers)
         found["voted"].append(bool(votes) and right[answers.index(winner)])
         found["single"].append(mean(right))
         found["chains"].append(mean(task.is_right_chain(split, example, text) for text in texts))
         found["unreadable"].append(mean(answer is None for answer in answers))
-        found["agreement"].append(votes[winner] / len(rows) if votes else 0.0)
+        found["agreement"].append(votes[winner] / all_votes if votes else 0.0)
     questions = {name: [100.0 * value for value in values] for name, values in found.items()}
-    uncertainty = summarize_votes(answered, found["voted"])
+    uncertainty = summarize_votes(answered, [bool(right) for right in found["voted"]])
     return Accuracy(
         **{name: mean(values) for name, values in questions.items()},
         uncertainty=uncertainty,

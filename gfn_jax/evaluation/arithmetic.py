@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -63,6 +64,12 @@ class EvaluationConfig:
     seed: Seed
 
 
+Samples = list[list[list[int]]]
+# From a split to what somebody has written for its first questions, graded; and to more that is known of each question.
+Writer = Callable[[str], tuple[Accuracy, Samples]]
+More = Callable[[str], dict[str, list[float]]]
+
+
 class Answered(Graded, Protocol):
     """A task with questions in splits."""
 
@@ -113,7 +120,7 @@ class ArithmeticEvaluator:
             self._prompts[split, shots] = jax.tree.map(np.asarray, self.task.queries(split, shots).prompt)
         return self._prompts[split, shots]
 
-    def _padded(self, split: str, shots: int, questions: int) -> Tokens:
+    def prompts(self, split: str, shots: int, questions: int) -> Tokens:
         """The first prompts of a split, as long as any that is measured with it: a method is compiled once.
 
         Validation reads no test question, not even for its length.
@@ -124,22 +131,23 @@ class ArithmeticEvaluator:
         room = ((0, 0), (longest - prompt.ids.shape[1], 0))
         return jax.tree.map(lambda x: np.pad(x[: questions or None], room), prompt)
 
-    def accuracy(
-        self, model: LanguageModel, split: str, questions: int, shots: int = 0
-    ) -> tuple[Accuracy, list[list[list[int]]]]:
+    def accuracy(self, model: LanguageModel, split: str, questions: int, shots: int = 0) -> tuple[Accuracy, Samples]:
         """Accuracy on the first `questions` of a split (0: all), and the completions it comes from."""
-        config = self.config
-        samples = self._sampled(model, self._padded(split, shots, questions), config.samples, config.temperature)
+        return self.graded(model, split, self.prompts(split, shots, questions))
+
+    def graded(self, model: LanguageModel, split: str, prompt: Tokens) -> tuple[Accuracy, Samples]:
+        """The same, whatever stands in the prompts of the first questions."""
+        samples = self._sampled(model, prompt, self.config.samples, self.config.temperature)
         return measure_accuracy(self.task, split, samples), samples
 
     def diversity(self, model: LanguageModel, split: str) -> dict[str, list[float]]:
         """`measure_diversity` of samples at temperature 1, the votes' being nearly alike; nothing where nobody asks."""
         if not self.config.diverse_questions:
             return {}
-        prompt = self._padded(split, 0, self.config.diverse_questions)
+        prompt = self.prompts(split, 0, self.config.diverse_questions)
         return measure_diversity(self.task, split, self._sampled(model, prompt, self.config.diverse_samples, 1.0))
 
-    def _sampled(self, model: LanguageModel, prompt: Tokens, samples: int, temperature: float) -> list[list[list[int]]]:
+    def _sampled(self, model: LanguageModel, prompt: Tokens, samples: int, temperature: float) -> Samples:
         # What a base says no training changes: it is sampled once.
         sample = sample_completions if model.adapter else functools.partial(remembered, sample_completions)
         key = jax.random.key(self.config.seed)
@@ -157,29 +165,37 @@ class ArithmeticEvaluator:
 
     def report(self, model: LanguageModel) -> Findings:
         """Evaluates the base and the policy on the test splits."""
-        config = self.config
-        methods = {"base_0shot": (model.base, 0), "base_kshot": (model.base, config.shots), "metrics": (model, 0)}
-        if not config.shots:
+        shots = self.config.shots
+        methods = {"base_0shot": (model.base, 0), "base_kshot": (model.base, shots), "metrics": (model, 0)}
+        if not shots:
             del methods["base_kshot"]
+        return self.compare(
+            {name: self.voting(writer, shots) for name, (writer, shots) in methods.items()},
+            {name: functools.partial(self.diversity, writer) for name, (writer, shots) in methods.items() if not shots},
+        )
+
+    def voting(self, model: LanguageModel, shots: int = 0) -> Writer:
+        """A model's samples, which vote."""
+        return lambda split: self.accuracy(model, split, self.config.test_questions, shots)
+
+    def compare(self, writers: Mapping[str, Writer], more: Mapping[str, More]) -> Findings:
+        """Methods by name on the test splits, with more of some of them: `diversity`, say."""
         titles = self._titles()
         found: dict[str, dict[str, float]] = {}
         questions: dict[str, dict[str, Sequence[float]]] = {}
         written: list[Sample] = []
-        chains: list[str] = []
-        for method, (writer, shots) in methods.items():
-            accuracies, diversity = {}, {}
+        for method, writer in writers.items():
+            accuracies: dict[str, Accuracy] = {}
+            added: dict[str, list[float]] = {}
             for metric, split in self.test.items():
-                _log.info("final evaluation: %s on %s", titles[method], split)
-                accuracies[metric], samples = self.accuracy(writer, split, config.test_questions, shots)
-                if method == "metrics":
-                    chains += self._chains(split, samples)
+                _log.info("final evaluation: %s on %s", titles.get(method, method), split)
+                accuracies[metric], samples = writer(split)
                 written += self._samples(method, split, samples)
-                if not shots:
-                    several = self.diversity(writer, split)
-                    diversity |= {metric.replace("accuracy", name): values for name, values in several.items()}
-            found[method] = self._metrics(accuracies) | {n: round(mean(v), 4) for n, v in diversity.items()}
-            questions[method] = self._questions(accuracies) | diversity
-        return Findings(found, self._page(found, chains), questions, written)
+                several = more[method](split) if method in more else {}
+                added |= {metric.replace("accuracy", name): values for name, values in several.items()}
+            found[method] = self._metrics(accuracies) | {n: round(mean(v), 4) for n, v in added.items()}
+            questions[method] = self._questions(accuracies) | added
+        return Findings(found, self._page(found, self._chains(written)), questions, written)
 
     def _questions(self, accuracies: Mapping[str, Accuracy]) -> dict[str, Sequence[float]]:
         """By the names of `_metrics`, a value a question."""
@@ -189,7 +205,7 @@ class ArithmeticEvaluator:
             for field, values in accuracy.questions.items()
         }
 
-    def _samples(self, method: str, split: str, samples: list[list[list[int]]]) -> list[Sample]:
+    def _samples(self, method: str, split: str, samples: Samples) -> list[Sample]:
         """The first of what was written for the first questions."""
         task, shown = self.task, [rows[:SHOWN_SAMPLES] for rows in samples[:SHOWN_QUESTIONS]]
         texts = [(example, task.decode(row)) for example, rows in enumerate(shown) for row in rows]
@@ -208,14 +224,16 @@ class ArithmeticEvaluator:
                 metrics[name.replace("accuracy", field)] = round(nats, 4)
         return metrics
 
-    def _chains(self, split: str, samples: list[list[list[int]]], count: int = 2) -> list[str]:
-        """A few questions with a sampled chain each."""
-        task = self.task
+    def _chains(self, samples: Sequence[Sample], count: int = 2) -> list[str]:
+        """A few questions of each split with a chain each, of the last method."""
+        last = [sample for sample in samples if sample.method == samples[-1].method]
         lines = []
-        for example in range(min(count, len(samples))):
-            text = task.decode(samples[example][0])
-            verdict = "right" if task.grade(split, example, text) else "wrong"
-            lines.append(f"  {task.question(split, example)}{text}   [{verdict}]")
+        for _, own in itertools.groupby(last, lambda sample: sample.split):
+            first = {sample.question: sample for sample in reversed([*own])}
+            lines += [
+                f"  {sample.question}{sample.completion}   [{'right' if sample.right else 'wrong'}]"
+                for sample in [*reversed(first.values())][:count]
+            ]
         return lines
 
     def _titles(self) -> dict[str, str]:
@@ -228,7 +246,9 @@ class ArithmeticEvaluator:
 
     def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:
         titles = self._titles()
-        rows = [(titles[method], *(metrics[name] for name in self.test)) for method, metrics in found.items()]
+        rows = [
+            (titles.get(method, method), *(metrics[name] for name in self.test)) for method, metrics in found.items()
+        ]
         header = ("accuracy, %", *(metric.removeprefix("accuracy_") for metric in self.test))
         orientation = PAPER if len(self.test) == 3 else ()
         return "\n".join(

@@ -239,21 +239,21 @@ class SubjectivityEvaluator:
         """Who answers: the policy's base with the task's adapter, if it has one."""
         return policy.adapted(self.task.adapter)
 
-    def baselines(self, base: LanguageModel) -> Findings:
+    def baselines(self, base: LanguageModel, split: str = "test") -> Findings:
         """The base alone: with its own rationales, asked at once, and asked at once after some labelled reviews."""
-        truth = self.task.truth("test")
-        judgement = self.judge(base, base, "test")
+        truth = self.task.truth(split)
+        judgement = self.judge(base, base, split)
         found: dict[str, dict[str, Any]] = {
-            "base": self.metrics(judgement, "test"),
-            "base_rationales": self.frequent_rationales(judgement, "test"),
+            "base": self.metrics(judgement, split),
+            "base_rationales": self.frequent_rationales(judgement, split),
         }
-        questions = {"base": self.questions(judgement, "test")}
+        questions = {"base": self.questions(judgement, split)}
         for name, shots in {"zero_shot": 0, "few_shot": self.config.shots}.items():
             if name == "zero_shot" or shots:
-                probabilities = self.direct(base, "test", shots=shots)
+                probabilities = self.direct(base, split, shots=shots)
                 found[name] = self.describe_direct(probabilities, truth)
                 questions[name] = self.direct_questions(probabilities, truth)
-        return Findings(found, "", questions, self.shown("base", judgement, "test"))
+        return Findings(found, "", questions, self.shown("base", judgement, split))
 
     def describe_direct(
         self, probabilities: Float[np.ndarray, "M A"], truth: Int[np.ndarray, " M"]

@@ -110,6 +110,13 @@ def sequential_reward_flops(flops: Flops, shape: StepShape) -> int:
     return shape.rows * total
 
 
+def text_flops(flops: Flops, rows: int, length: int, backward: bool = False, head: bool = True) -> int:
+    """Whole texts in one pass, the next of all tokens predicted at every position; `head` False leaves the head out."""
+    tokens = rows * length
+    logits = tokens * flops.head(flops.model.vocab_size, backward) if head else 0
+    return tokens * flops.token(backward) + logits + flops.attention(rows * _causal(length), backward)
+
+
 def _causal(length: int) -> int:
     """(query, key) pairs of a causal sequence."""
     return length * (length + 1) // 2

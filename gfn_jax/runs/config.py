@@ -57,10 +57,15 @@ class PolicyConfig(RunConfig):
     Attributes:
         algorithm: how it is trained: a name in `runs.registry.ALGORITHMS`, or "package.module:NAME" of your own.
         steps: of training, those before the first update included.
+        start: whose adapter the policy begins with: the workdir of a run that has ended, or a PEFT folder; None for a
+            fresh one, with which it begins as the base.
+        report: what the end of a run reads: the test split, or validation alone (`runs.ending`).
     """
 
     algorithm: str
     steps: Count
+    start: str | None
+    report: Literal["test", "validation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +278,10 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         task: Any = section(entry.config, config, entry.section)
     with blamed(values.task, f"the evaluator of task {values.task}"):
         evaluation: Any = section(entry.evaluation, config, "evaluation")
+    em = read_em(config, task, method)
+    if values.start is not None and (em is not None or method.program is not None):
+        several = "em.rounds" if em is not None else f"algorithm {values.algorithm!r}"
+        raise ValueError(f"start is given, and the runs of {several} begin with fresh adapters: leave it out")
     return PolicyRun(
         values=values,
         model=section(BaseModelConfig, config, "model"),
@@ -288,8 +297,9 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         task=task,
         evaluation=evaluation,
         certificate=section(CertificateConfig, config, "certificate"),
-        em=read_em(config, task, method),
-        described=described(config),
+        em=em,
+        # A run that begins as the base is described as it was before there was anything else to begin as.
+        described={name: value for name, value in described(config).items() if name != "start" or value is not None},
     )
 
 

@@ -19,7 +19,9 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.task = task
     config.algorithm = "gflownet"
     config.seed = 0
+    config.report = "test"
     config.steps = 1000
+    config.start = ml_collections.config_dict.placeholder(str)
     config.log_every = 10
     config.save_every = 100
     config.tensorboard = False

@@ -12,6 +12,7 @@ WORKDIR/results.json. Any task will do that has answers and a `reward_adapter` i
 import dataclasses
 import logging
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool
 
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
-from gfn_jax.evaluation.report import Evaluator, write_results
+from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.adapters import save_adapter
@@ -31,10 +32,12 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.tensor_files import resolve, whole_folder
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.runs.budget import sampling_budget, text_budget, total
 from gfn_jax.runs.config import EMConfig, PolicyRun
+from gfn_jax.runs.ending import leave, measured, own_metrics
 from gfn_jax.runs.finetuning import likelihood_run
 from gfn_jax.runs.policy import build_policy
-from gfn_jax.runs.rounds import completed, last_words, methods_of, shown, write_rounds
+from gfn_jax.runs.rounds import completed, last_words, results_of, shown, write_rounds
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.text.batching import pad_right
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -75,6 +78,7 @@ class EM:
             TrainingStopped, TrainingDiverged, EvaluationFailed, OSError, ValueError: as `training.loop.complete`.
         """
         rounds: dict[str, Any] = {}
+        runs: dict[str, pathlib.Path] = {}
         run, seconds, page = self.run, 0.0, ""
         stopped = f"stopped; what the steps of EM have saved is in {self.workdir}; run the same command to go on"
         with stoppable(stopped):  # between two steps, too
@@ -83,16 +87,16 @@ class EM:
                     run = build_e_step(self.config, self.workdir, number, self.command)
                 trained, _ = completed(run)
                 seconds += trained.seconds
-                rounds[f"e_step_{number}"] = methods_of(run.workdir)["metrics"]
+                rounds[f"e_step_{number}"], runs[f"e_step_{number}"] = own_metrics(results_of(run.workdir)), run.workdir
                 policy = run.constants.base.adapted(trained.state.trainable.lora)
                 m_step = build_m_step(self.config, self.em, self.workdir, number, run.constants, policy, self.command)
                 _, page = completed(m_step)
-                rounds[f"m_step_{number}"] = methods_of(m_step.workdir)["metrics"]
+                name = f"m_step_{number}"
+                rounds[name], runs[name] = own_metrics(results_of(m_step.workdir)), m_step.workdir
                 e_step, adapted = (shown(found, run) for found in [*rounds.values()][-2:])
                 _log.info("round %d: E-step %s; M-step %s", number, e_step, adapted)
             method = f"{self.config.values.algorithm}_em"
-            found = {**methods_of(m_step.workdir), **rounds}
-            write_rounds(self.workdir, self.config, method, self.command, seconds, found)
+            write_rounds(self.workdir, self.config, method, self.command, seconds, rounds, runs)
         lines = [f"  {name[0].upper()}-step {name[7:]}: {shown(found, run)}" for name, found in rounds.items()]
         return last_words(page, lines, self.workdir)
 
@@ -147,6 +151,7 @@ def build_m_step(
         command: what repeats it.
     """
     model_type, _ = shape_of(config)
+    began = time.perf_counter()
     samples = sample_completions(
         policy,
         constants.queries.prompt,
@@ -156,6 +161,7 @@ def build_m_step(
         temperature=1.0,
         batch=config.sampling.queries,
     )
+    sampled_in = time.perf_counter() - began
     documents, loss_mask = joined_rows(constants.queries, samples)
     folder = m_step_folder(workdir, number)
     run = adapter_run(config, em, folder, constants.base, documents, loss_mask)
@@ -166,12 +172,16 @@ def build_m_step(
             with whole_folder(adapter_folder(workdir, number)) as draft:
                 save_adapter(draft, constants.base.shape, config.lora, adapter, model_type)
         multihost_utils.sync_global_devices(f"adapter {number}")
-        findings = evaluator_of(config, adapter_folder(workdir, number)).report(policy)
-        values = config.values
+        plain, evaluator = (evaluator_of(config, path) for path in (None, adapter_folder(workdir, number)))
+        findings = measured(evaluator, policy, config.values.report, plain)
+        values, rules = config.values, constants.rules
         facts = {"task": values.task, "method": "m_step", "seed": values.seed, "command": command}
+        spent = (
+            sampling_budget(policy, config.lora, constants.queries.prompt, rules, samples, sampled_in),
+            text_budget(policy.shape, config.lora, documents, em.batch, em.steps, trained.seconds),
+        )
         session = {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
-        if jax.process_index() == 0:
-            write_results(folder / "results.json", {**facts, **session, **findings.methods})
+        leave(folder, {**facts, **session, "budget": total(each.as_dict() for each in spent)}, findings)
         return findings.page
 
     return dataclasses.replace(run, finish=finish)

@@ -16,21 +16,27 @@ from jaxtyping import Bool
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.sampling import Sampling
-from gfn_jax.evaluation.report import RESULTS, Evaluator, write_evidence, write_results
+from gfn_jax.errors import EvaluationFailed, TrainingStopped, first_line
+from gfn_jax.evaluation.certificate import Certificate
+from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import Lora
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.runs.budget import run_budget
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
+from gfn_jax.runs.ending import OWN, leave, measured
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
+from gfn_jax.runs.starting import load_start, start_digest, start_folder
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.runs.weights import load_base, place
 from gfn_jax.tasks.checking import check_positions
@@ -41,7 +47,7 @@ from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
 from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
-from gfn_jax.training.writers import make_writers
+from gfn_jax.training.writers import METRICS, make_writers
 from gfn_jax.types import PyTree, Query, Seeds, Tokens, TrainState, Trajectory
 
 # What a line of progress says of the metrics that there are.
@@ -72,7 +78,8 @@ def build_policy(
     Raises:
         ValueError, FileNotFoundError: what is wrong with the workdir, the model or the data, in one line.
     """
-    digest = claim_workdir(workdir, config.described)
+    start, described = config.values.start and start_folder(config.values.start), config.described
+    digest = claim_workdir(workdir, {**described, "start": start_digest(start)} if start else described)
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
@@ -80,11 +87,12 @@ def build_policy(
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
     certifier = make_certifier(config, parts)
+    first = load_start(start, config.lora, model, model_type, folder) if start else None
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
     base = load_base(folder, config.model.dtype, mesh, config.model.quantize)
     _log.info("preparing the rewards and what is remembered")
-    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate))
+    constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, first))
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = make_run_step(parts, placed, mesh)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
@@ -92,20 +100,19 @@ def build_policy(
 
     def finish(trained: Trained) -> str:
         policy = parts.algorithm.policy(trained.state.trainable, constants)
-        findings = evaluator.report(policy)
-        results = {**facts, "steps": trained.steps, "seconds": round(trained.seconds, 1), **findings.methods}
-        page = findings.page
-        if certifier is not None:
-            _log.info("certifying the policy on %d queries of %s", config.certificate.queries, certifier.split)
-            certificate = certifier(policy)
-            results["certificate"] = certificate.as_dict()
-            page = f"{page}\n\n{summary(certificate)}"
-        origin = Origin(config.model.path, config.values.task, digest, findings.methods["metrics"], command)
-        adapter = gather(policy.adapter)
+        findings = measured(evaluator, policy, config.values.report)
+        spent = run_budget(workdir / METRICS, parts.algorithm, constants, trained.steps, trained.seconds)
+        session = {"steps": trained.steps, "seconds": round(trained.seconds, 1), "budget": spent.as_dict()}
+        leave(workdir, {**facts, **session}, findings, ("certificate",) if certifier else ())
+        metrics = findings.methods[OWN[config.values.report]]
+        origin = Origin(config.model.path, config.values.task, digest, metrics, command)
+        adapter, page = gather(policy.adapter), findings.page
         if jax.process_index() == 0:
-            write_results(workdir / RESULTS, results)
-            write_evidence(workdir, findings)
             export_run_adapter(workdir / "adapter", model, config.lora, adapter, model_type, origin)
+        if certifier is not None:
+            certificate = certified(certifier, policy, workdir)
+            leave(workdir, {**facts, **session, "certificate": certificate.as_dict()}, findings)
+            page = f"{page}\n\n{summary(certificate)}"
         return f"{page}\n\n{whereabouts(workdir)}"
 
     return Run(
@@ -192,11 +199,36 @@ def policy_parts(
 
 
 def make_certifier(config: PolicyRun, parts: Parts) -> Certifier | None:
-    """What measures a policy against its posterior; None where nobody asks, or the reward is partly on the host."""
+    """What measures a policy against its posterior; None where nobody asks, or the reward is partly on the host.
+
+    Raises:
+        ValueError: it would read test questions, and the run is to report on validation.
+    """
     if not config.certificate.queries or parts.host_reward is not None:
         return None
+    if config.values.report == "validation" and config.entry.certified.startswith("test"):
+        split = f"the certificate of {config.values.task} is about the split {config.entry.certified!r}"
+        raise ValueError(f"{split}, which report='validation' does not read: set certificate.queries to 0")
     temperature = config.sampling.target_temperature
     return Certifier(parts.task, config.entry.certified, parts.reward, temperature, config.certificate)
+
+
+def certified(certifier: Certifier, policy: LanguageModel, workdir: pathlib.Path) -> Certificate:
+    """The certificate.
+
+    Raises:
+        EvaluationFailed: it could not be made; all that was found before is written.
+    """
+    _log.info("certifying the policy on %d queries of %s", certifier.config.queries, certifier.split)
+    try:
+        return certifier(policy)
+    except TrainingStopped:
+        raise
+    except Exception as error:  # whatever the samplers raise, or a user's reward
+        raise EvaluationFailed(
+            f"the certificate failed ({first_line(error)}); all other results and the adapter are in {workdir}; run "
+            "the same command for it, with --config.certificate.queries=0 to go without"
+        ) from error
 
 
 def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
@@ -232,11 +264,16 @@ Demonstrate = Callable[[Parts, LanguageModel], Seeds]
 
 
 def initial(
-    config: PolicyRun, parts: Parts, base: LanguageModel, demonstrate: Demonstrate | None = None
+    config: PolicyRun,
+    parts: Parts,
+    base: LanguageModel,
+    demonstrate: Demonstrate | None = None,
+    start: Lora | None = None,
 ) -> tuple[Constants, TrainState]:
     """Constants of the run, and the state before its first step, the algorithm knowing what others wrote.
 
-    That is what `demonstrate` writes or, without it, the task's seeds.
+    That is what `demonstrate` writes or, without it, the task's seeds. The policy begins with the adapter `start`, or
+    with the algorithm's own.
     """
     task, algorithm = parts.task, parts.algorithm
     root = jax.random.key(config.values.seed)
@@ -249,6 +286,8 @@ def initial(
         root=jax.random.fold_in(root, 1),
     )
     state = init_state(algorithm, parts.optimizer, jax.random.fold_in(root, 0), constants)
+    if start is not None:
+        state = dataclasses.replace(state, trainable=dataclasses.replace(state.trainable, lora=start))
     if not isinstance(algorithm, Remembering):
         return constants, state
     if demonstrate is not None:

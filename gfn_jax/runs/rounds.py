@@ -7,14 +7,16 @@ last and a row for each in the program's.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from gfn_jax.evaluation.report import write_results
+from gfn_jax.evaluation.report import QUESTIONS, RESULTS, SAMPLES, write_questions, write_results, write_whole
+from gfn_jax.runs.budget import total
 from gfn_jax.runs.config import PolicyRun
+from gfn_jax.runs.ending import OWN
 from gfn_jax.training.loop import Run, Trained, complete
 
 
@@ -33,7 +35,7 @@ def completed(run: Run) -> tuple[Trained, str]:
 
 def results_of(workdir: pathlib.Path) -> dict[str, Any]:
     """What a run has left in its results.json: facts about it, and method -> metrics."""
-    results: dict[str, Any] = json.loads((workdir / "results.json").read_text())
+    results: dict[str, Any] = json.loads((workdir / RESULTS).read_text())
     return results
 
 
@@ -55,9 +57,16 @@ def shown(found: Mapping[str, Any], run: Run) -> str:
 
 
 def write_rounds(
-    workdir: pathlib.Path, config: PolicyRun, method: str, command: str, seconds: float, found: Mapping[str, Any]
+    workdir: pathlib.Path,
+    config: PolicyRun,
+    method: str,
+    command: str,
+    seconds: float,
+    rows: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, pathlib.Path],
+    between: Sequence[Mapping[str, Any] | None] = (),
 ) -> None:
-    """Writes a program's results.json.
+    """Writes a program's results.json, questions.json and samples.jsonl: those of the last run, and of each its own.
 
     Args:
         workdir: the program's.
@@ -65,11 +74,29 @@ def write_rounds(
         method: what it is called there.
         command: what repeats it.
         seconds: training time of all runs.
-        found: method -> metrics, and a row for each run.
+        rows: name -> metrics, a row for each run.
+        runs: the same names -> the runs' folders, in order.
+        between: what was spent between the runs (`Budget.as_dict`).
     """
+    if jax.process_index() != 0:
+        return
+    *_, last = runs.values()
+    questions, own = questions_of(last), OWN[config.values.report]
+    own_questions = {name: questions_of(folder).get(own) for name, folder in runs.items()}
+    write_questions(workdir / QUESTIONS, questions | {name: found for name, found in own_questions.items() if found})
+    if (last / SAMPLES).exists():
+        write_whole(workdir / SAMPLES, (last / SAMPLES).read_text())
     facts = {"task": config.values.task, "method": method, "seed": config.values.seed, "command": command}
-    if jax.process_index() == 0:
-        write_results(workdir / "results.json", {**facts, "seconds": round(seconds, 1), **found})
+    spent = total([*(results_of(folder).get("budget") for folder in runs.values()), *between])
+    found = {**methods_of(last), **({"budget": spent} if spent else {}), **rows}
+    write_results(workdir / RESULTS, {**facts, "seconds": round(seconds, 1), **found})
+
+
+def questions_of(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run has left in its questions.json; nothing where it has left none."""
+    path = workdir / QUESTIONS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def last_words(page: str, lines: list[str], workdir: pathlib.Path) -> str:

@@ -10,20 +10,20 @@ the answer is right and 0 elsewhere, a round is a step of policy iteration: its 
 q_before(Z | X) R(Z), but for the hinted ones.
 
 Round k is a run of its own, WORKDIR/round_K, of `steps` * star.growth^(k-1) steps. What it learns from is in its
-rationales.jsonl, written once, before its first step; it goes on from its own checkpoints, and a round that has left
-its results is not repeated. WORKDIR/results.json has the last round's findings and a row for each; WORKDIR/adapter is
-the last round's. Any task will do that is `tasks.task.Graded`: arithmetic (the last result is the answer; it is
-`Hinted`, too) and random numbers (a number of the support). Subjectivity's label is not in Z but what the reward model
-says after it: there is nothing to grade.
+rationales.jsonl, written once, before its first step (what the sampling took is in sampling.json); it goes on from its
+own checkpoints, and a round that has left its results is not repeated. WORKDIR/results.json has the last round's
+findings and a row for each; WORKDIR/adapter is the last round's. Any task will do that is `tasks.task.Graded`:
+arithmetic (the last result is the answer; it is `Hinted`, too) and random numbers (a number of the support).
+Subjectivity's label is not in Z but what the reward model says after it: there is nothing to grade.
 """
 
 import dataclasses
 import inspect
 import json
 import logging
-import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -32,14 +32,17 @@ import numpy as np
 
 from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.sft import SFTConfig, SupervisedFinetuning
+from gfn_jax.evaluation.report import RESULTS, write_whole
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.tensor_files import resolve, whole_folder
 from gfn_jax.policy.constraint import Rules
+from gfn_jax.runs.budget import sampling_budget, total
 from gfn_jax.runs.config import PolicyRun
+from gfn_jax.runs.ending import OWN, own_metrics
 from gfn_jax.runs.policy import Parts, build_policy
-from gfn_jax.runs.rounds import completed, last_words, methods_of, results_of, write_rounds
+from gfn_jax.runs.rounds import completed, last_words, results_of, write_rounds
 from gfn_jax.runs.saved import read_run, restore_adapter
 from gfn_jax.runs.tasks import make_task
 from gfn_jax.runs.weights import place
@@ -55,7 +58,7 @@ from gfn_jax.types import Query, Seeds
 
 # The stream of what is sampled: fold_in(fold_in(key of the seed, RATIONALES), round), behind those of a policy's run.
 RATIONALES = 6
-RATIONALES_FILE = "rationales.jsonl"
+RATIONALES_FILE, SAMPLING_FILE = "rationales.jsonl", "sampling.json"
 _log = logging.getLogger("gfn_jax")
 
 
@@ -136,9 +139,10 @@ class STaR:
                 _, page = completed(run)
                 _log.info(line_of(f"round {number}", row_of(self.workdir, number)))
             rows = {f"round_{number}": row_of(self.workdir, number) for number in rounds}
-            seconds = sum(results_of(round_folder(self.workdir, number))["seconds"] for number in rounds)
-            found, name = {**methods_of(run.workdir), **rows}, self.config.values.algorithm
-            write_rounds(self.workdir, self.config, name, self.command, seconds, found)
+            runs = {f"round_{number}": round_folder(self.workdir, number) for number in rounds}
+            seconds = sum(results_of(folder)["seconds"] for folder in runs.values())
+            between, method = [sampling_of(folder) for folder in runs.values()], self.config.values.algorithm
+            write_rounds(self.workdir, self.config, method, self.command, seconds, rows, runs, between)
             if jax.process_index() == 0:
                 with whole_folder(self.workdir / "adapter") as draft:
                     shutil.copytree(run.workdir / "adapter", draft, dirs_exist_ok=True)
@@ -183,7 +187,9 @@ def build_round(config: PolicyRun, workdir: pathlib.Path, number: int, command: 
         if kept is None:
             policy = base if number == 1 else trained_policy(round_folder(workdir, number - 1), base, config)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.values.seed), RATIONALES), number)
-            kept = sample_rationales(parts.task, config.algorithm, policy, key)
+            kept, spent = sample_rationales(parts.task, config, policy, key)
+            if jax.process_index() == 0:
+                write_whole(folder / SAMPLING_FILE, json.dumps(spent) + "\n")
             remember(own, folder, kept)
         if not kept:
             more = "more star.samples, star.shots or another base may help"
@@ -218,17 +224,23 @@ def prompted(task: Any, star: StarConfig) -> list[Query]:
     return [task.queries("train", **shots), *hinted]
 
 
-def sample_rationales(task: Task, star: StarConfig, policy: LanguageModel, key: jax.Array) -> list[Rationale]:
+def sample_rationales(
+    task: Task, config: PolicyRun, policy: LanguageModel, key: jax.Array
+) -> tuple[list[Rationale], dict[str, Any] | None]:
     """What the policy writes for the training queries, of which right ones are kept; hinted ones where there are none.
 
     Args:
         task: that grades them.
-        star: how they are sampled.
+        config: of the round, with how they are sampled.
         policy: on its devices.
         key: randomness of the round.
+
+    Returns:
+        The right ones, and what all of them took (`Budget.as_dict`).
     """
-    rules = Rules(task.constraint(), task.environment)
+    star, rules = config.algorithm, Rules(task.constraint(), task.environment)
     kept: list[Rationale] = []
+    spent: list[dict[str, Any]] = []
     for number, query in enumerate(prompted(task, star)):
         solved = {each.example for each in kept}
         asked = [example for example in range(len(query.example_id)) if example not in solved]
@@ -236,10 +248,12 @@ def sample_rationales(task: Task, star: StarConfig, policy: LanguageModel, key: 
             break
         _log.info("sampling rationales for %d queries%s", len(asked), ", hinted" if number else "")
         prompt = jax.tree.map(lambda x, asked=asked: np.asarray(x)[asked], query.prompt)
-        own = jax.random.fold_in(key, number)
+        own, began = jax.random.fold_in(key, number), time.perf_counter()
         rows = sample_completions(policy, prompt, rules, own, star.samples, star.temperature, star.batch)
+        took = time.perf_counter() - began
+        spent.append(sampling_budget(policy, config.lora, prompt, rules, rows, took).as_dict())
         kept += right_ones(task, asked, rows, hinted=bool(number))
-    return kept
+    return kept, total(spent)
 
 
 def right_ones(
@@ -262,11 +276,15 @@ def trained_policy(folder: pathlib.Path, base: LanguageModel, config: PolicyRun)
 def remember(config: PolicyRun, folder: pathlib.Path, kept: Sequence[Rationale]) -> None:
     """Writes rationales.jsonl, whole: what it belongs to, then a line a rationale."""
     if jax.process_index() == 0:
-        path = folder / RATIONALES_FILE
         lines = [{"config_digest": config_digest(config.described)}, *map(dataclasses.asdict, kept)]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(partial, path)
+        write_whole(folder / RATIONALES_FILE, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sampling_of(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What was spent on a round's rationales (`Budget.as_dict`); None where that was not written down."""
+    path = folder / SAMPLING_FILE
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
 
 
 def remembered(config: PolicyRun, folder: pathlib.Path) -> list[Rationale] | None:
@@ -286,16 +304,17 @@ def read_rationales(folder: pathlib.Path) -> tuple[str, list[Rationale]]:
 def is_done(config: PolicyRun, workdir: pathlib.Path, number: int) -> bool:
     """Whether a round of this config has left its results."""
     folder = round_folder(workdir, number)
-    if not (folder / "results.json").exists():
+    if not (folder / RESULTS).exists():
         return False
-    return bool(results_of(folder).get("config_digest") == config_digest(round_config(config, number).described))
+    found, digest = results_of(folder), config_digest(round_config(config, number).described)
+    return found.get("config_digest") == digest and OWN[config.values.report] in found and not found.get("pending")
 
 
 def row_of(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     """A finished round in a few numbers: what it has learnt from, for how long, and what its policy is worth."""
     folder = round_folder(workdir, number)
     counts = counts_of(read_rationales(folder)[1])
-    return {**counts, "steps": results_of(folder)["steps"], **methods_of(folder)["metrics"]}
+    return {**counts, "steps": results_of(folder)["steps"], **own_metrics(results_of(folder))}
 
 
 def counts_of(kept: Sequence[Rationale]) -> dict[str, int]:

@@ -82,6 +82,8 @@ class Arithmetic:
     def splits(self) -> dict[str, list[ArithmeticExample]]:
         """Split -> examples; `train` holds the demonstrations that seed the buffer, then the 1,000 pairs.
 
+        `demonstrations` are all that there are, the reward's `context` first.
+
         Raises:
             ValueError: fewer demonstrations than the config asks for, or unreadable data.
         """
@@ -98,9 +100,8 @@ class Arithmetic:
                     f"({shots}) are the reward's context: it must be 0 to {most}"
                 )
         context, rest = splits["demonstrations"][:shots], splits["demonstrations"][shots:]
-        kept = {name: examples for name, examples in splits.items() if name not in ("demonstrations", "train")}
         seeds = rest[: self.config.seed_demonstrations]
-        return {"context": context, "seeds": seeds, "train": [*seeds, *splits["train"]], **kept}
+        return {**splits, "context": context, "seeds": seeds, "train": [*seeds, *splits["train"]]}
 
     @functools.cached_property
     def environment(self) -> Calculator:
@@ -136,7 +137,8 @@ class Arithmetic:
         """A split's queries; `shots` demonstrations precede the question in the policy's prompt.
 
         Raises:
-            ValueError: `reward_shots` are fewer.
+            ValueError: there are fewer. A training question may be a demonstration itself: it is shown none but those
+            of the reward's context, which are no training questions.
         """
         return self._queries(split, shots, hinted=False)
 
@@ -145,17 +147,17 @@ class Arithmetic:
         return self._queries(split, shots, hinted=True)
 
     def _queries(self, split: str, shots: int, hinted: bool) -> Query:
-        examples, context = self.splits[split], self.splits["context"]
-        if shots > len(context):
-            raise ValueError(
-                f"{shots} demonstrations are asked for in a prompt; arithmetic.reward_shots is {len(context)}"
-            )
+        held_out = split.startswith(("validation", "test"))
+        examples, shown = self.splits[split], self.splits["demonstrations" if held_out else "context"]
+        if shots > len(shown):
+            most = f"there are {len(shown)}" if held_out else f"arithmetic.reward_shots is {len(shown)}"
+            raise ValueError(f"{shots} demonstrations are asked for in a prompt; {most}")
 
         def asked(example: ArithmeticExample) -> str:
             return example.hinted_question if hinted else example.question
 
         encode = functools.partial(encode_after, self.tokenizer)
-        head = encode("", "".join(asked(each) + each.demonstration[len(each.question) :] for each in context[:shots]))
+        head = encode("", "".join(asked(each) + each.demonstration[len(each.question) :] for each in shown[:shots]))
         contexts = [encode("\n", example.question) for example in examples]
         prompts = [head + encode("\n", asked(example)) for example in examples]
         # The answer follows a number, whichever: its tokens do not depend on Z.
@@ -271,7 +273,7 @@ def make_evaluator(
     if task.config.data_dir is not None:
         test |= {f"accuracy_{k}_decontaminated": f"test_{k}_decontaminated" for k in (3, 4, 5)}
     validation = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
-    check_shots(config.shots, len(task.splits["context"]), "the demonstrations of arithmetic.reward_shots")
+    check_shots(config.shots, len(task.splits["demonstrations"]), "the demonstrations")
     return ArithmeticEvaluator(task, config, validation, test)
 
 

@@ -38,7 +38,7 @@ _log = logging.getLogger("gfn_jax")
 
 # Files that are not there: damage, unlike what else the system may answer.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-NOT_OWNING = ("evaluation", "certificate")  # sections that training does not depend on
+NOT_OWNING = ("evaluation", "certificate", "report")  # what training does not depend on
 _STATUS = r"(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b"
 
 

@@ -16,6 +16,7 @@ import jax
 
 from gfn_jax.text.files import read_text
 
+METRICS = "metrics.jsonl"
 _log = logging.getLogger("gfn_jax")
 
 
@@ -98,4 +99,4 @@ def make_writers(workdir: pathlib.Path, tensorboard: bool = False) -> tuple[Writ
     if jax.process_index() != 0:
         return ()
     board = (TensorBoardWriter(workdir / "tensorboard"),) if tensorboard else ()
-    return (JsonlWriter(workdir / "metrics.jsonl"), *board)
+    return (JsonlWriter(workdir / METRICS), *board)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_files import write_questions
+from tiny_worlds import check_questions
 
 from gfn_jax.commands.train import parse
 from gfn_jax.errors import TrainingStopped
@@ -111,6 +112,13 @@ def test_rounds_leave_a_table_their_results_and_the_last_adapter(whole):
         assert 0 <= row["accuracy_3"] <= 100
         assert f"round {number}: {row['rationales']} rationales" in whole.page
     assert str(whole.workdir / "results.json") in whole.page
+    check_questions(results, json.loads((whole.workdir / "questions.json").read_text()))
+    ours, own = (folder / "samples.jsonl" for folder in (whole.workdir, whole.workdir / "round_2"))
+    assert ours.read_text() == own.read_text() != ""
+    spent = [star.sampling_of(whole.workdir / f"round_{number}") for number in (1, 2)]
+    assert results["budget"]["generated_tokens"] == sum(each["generated_tokens"] for each in spent) > 0
+    assert last["budget"]["generated_tokens"] == 0, "supervised fine-tuning samples nothing"
+    assert results["budget"]["training_flops"] > last["budget"]["training_flops"] > 0
     for name in ("adapter_config.json", "README.md", "adapter_model.safetensors"):
         ours, rounds_own = (folder / "adapter" / name for folder in (whole.workdir, whole.workdir / "round_2"))
         assert ours.read_bytes() == rounds_own.read_bytes()
@@ -161,7 +169,9 @@ def test_a_round_samples_from_the_policy_of_the_one_before(whole, task, data):
     saved = read_run(whole.workdir / "round_1")
     policy = base.adapted(restore_adapter(saved, 4, base.shape))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), star.RATIONALES), 2)
-    kept = star.sample_rationales(task, config.algorithm, policy, key)
+    kept, spent = star.sample_rationales(task, config, policy, key)
+    own = star.sampling_of(whole.workdir / "round_2")
+    assert own | {"seconds": 0} == spent | {"seconds": 0}
     assert kept == star.read_rationales(whole.workdir / "round_2")[1]
 
 
@@ -197,7 +207,7 @@ def test_rounds_killed_in_the_second_go_on_bit_for_bit(whole, data, tmp_path, mo
         assert one == other
     results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, whole.workdir)]
     for found in results:
-        del found["seconds"]
+        del found["seconds"], found["budget"]["seconds"]
     assert results[0] == results[1]
 
 
