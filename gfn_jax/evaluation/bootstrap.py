@@ -1,19 +1,19 @@
 """Intervals of means over seeds and questions, by resampling both.
 
-The runs of a method answer the same questions, whatever their seeds, so a table of values has seeds as rows and questions
-as columns, and a right answer owes something to either. Each replicate draws rows with replacement and, independently,
-columns with replacement, and takes the mean of what they cross in: the pigeonhole bootstrap (Owen 0712.1111, after
-McCullagh 2000). Drawing each seed's questions anew (Davison and Hinkley 1997, section 3.8) would treat 3 seeds x 500
-questions as 1,500 questions, and the interval would be too narrow by what all seeds find hard alike. Chance that is
-each value's own counts up to three times, so an interval is rather too wide (Owen). Without values of
-questions the table has one column, and seeds alone are drawn; with one seed it has one row, and questions alone are.
+The runs of a method answer the same questions, whatever their seeds, so a table of values has seeds as rows and
+questions as columns, and a right answer owes something to either. Each replicate draws rows with replacement and,
+independently, columns with replacement, and takes the mean of what they cross in: the pigeonhole bootstrap (Owen
+0712.1111, after McCullagh 2000). Drawing each seed's questions anew (Davison and Hinkley 1997, section 3.8) would treat
+3 seeds x 500 questions as 1,500 questions, and the interval would be too narrow by what all seeds find hard alike.
+Chance that is each value's own counts up to three times, so that the interval is rather too wide (Owen). Without values
+of questions the table has one column, and seeds alone are drawn; with one seed it has one row, and questions alone are.
 
 Limits are percentiles of the replicates (Efron 1979). They are too narrow where few are drawn: of 3, 5 and 10 seeds
 alone, normally distributed, an interval of 95 % holds the truth in 75, 84 and 90 % of all repetitions, and it never
 reaches beyond the seeds' least and greatest. It is not widened here: the seeds' own values belong beside it.
 
-Replicates are drawn alike for tables of one shape, so that two methods can be compared draw by draw. Arrays are float64 on
-the host.
+Replicates are drawn alike for tables of one shape, so that two methods can be compared draw by draw. Arrays are float64
+on the host.
 """
 
 import functools
