@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from gfn_jax.evaluation import bootstrap, limits
-from gfn_jax.studies.found import Found
 from gfn_jax.studies.study import Cells, Column, Interval, Job, Results, Row, Study
 
 # A job's value is the mean of its questions' values, up to how either was rounded.
@@ -164,6 +164,7 @@ def number(value: float, column: Column) -> str:
     if not math.isfinite(value):
         return str(value)
     text = f"{value:.{column.digits}{'e' if column.scientific else 'f'}}"
+    text = re.sub(r"e([-+])0*(?=\d)", lambda power: "e" + power[1].strip("+"), text)
     return text.lstrip("-") if float(text) == 0 else text
 
 
@@ -184,10 +185,7 @@ def _over(cells: Sequence[Interval]) -> str:
 
 def _interval(row: Row, column: Column, results: Results) -> Interval | None:
     """A row's value in a column, over those of its jobs that have finished and left it."""
-    left = {
-        job.name: _left(job, row.method, column.metric, results[job.name]) for job in row.jobs if job.name in results
-    }
-    known = [one for one in left.values() if one is not None]
+    known = [one for job in row.jobs if (one := left(job, row.method, column.metric, results)) is not None]
     if not known:
         return None
     seeds = tuple(value for value, _ in known)
@@ -199,14 +197,17 @@ def _interval(row: Row, column: Column, results: Results) -> Interval | None:
     return dataclasses.replace(unlimited, low=found.low, high=found.high)
 
 
-def _left(job: Job, method: str, metric: str, found: Found) -> tuple[float, tuple[float, ...] | None] | None:
-    """A job's value and its questions' values; None where it has left no such number."""
+def left(job: Job, method: str, metric: str, results: Results) -> tuple[float, tuple[float, ...] | None] | None:
+    """A job's value and its questions' values, if these are known; None where it has left no such number."""
+    found = results.get(job.name)
+    if found is None:
+        return None
     if method not in found.results:
         raise ValueError(f"{job.name} has left no {method!r} in its results.json")
     value = found.results[method].get(metric)
     if not isinstance(value, int | float):
         return None
-    questions = _of(found.questions, method, metric)
+    questions = (found.questions or {}).get(method, {}).get(metric)
     if not questions:
         return float(value), None
     if not math.isclose(value, np.mean(questions), rel_tol=ROUNDING, abs_tol=ROUNDING**2):
@@ -215,10 +216,6 @@ def _left(job: Job, method: str, metric: str, found: Found) -> tuple[float, tupl
             "questions.json"
         )
     return float(value), tuple(map(float, questions))
-
-
-def _of(questions: Mapping[str, Mapping[str, Any]] | None, method: str, metric: str) -> Sequence[float] | None:
-    return (questions or {}).get(method, {}).get(metric)
 
 
 def _values(cell: Interval, by_question: Any) -> Float[np.ndarray, "S Q"]:

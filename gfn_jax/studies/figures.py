@@ -19,7 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = "osD^vPX"
 INK = "#1f2328"  # of texts and axes; `inline` gives it the page's colour
 WIDTH = 5.6  # inches: readable on a telephone without being enlarged
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -91,10 +91,12 @@ def bars(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -> 
     rows = [row for row in study.rows if any((row.title, column.metric) in cells for column in columns)]
     across = min(len(columns), 3)
     down = -(-len(columns) // across)
-    names = [textwrap.fill(row.title, 26) for row in rows]
+    names = [_folded(row.title, 26) for row in rows]
     lines = sum(name.count("\n") + 1.8 for name in names)
-    figure.set_size_inches(WIDTH, down * (0.75 + 0.135 * lines))
-    panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    figure.set_size_inches(WIDTH, down * (0.65 + 0.135 * lines))
+    # Measures of one kind, accuracy_3 and accuracy_4, have one scale.
+    alike = len({column.metric.rpartition("_")[0] or column.metric for column in columns}) == 1
+    panels = figure.subplots(down, across, squeeze=False, sharey=True, sharex=alike).flat
     for panel, column in zip(panels, columns):
         for place, row in enumerate(rows):
             cell = cells.get((row.title, column.metric))
@@ -138,7 +140,7 @@ def curves(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -
                 panel.axhspan(*_limits(cell), color=look["color"], alpha=0.1, lw=0)
         if study.log_x:
             panel.set_xscale("log")
-        panel.set_xlabel(study.x_title)
+        panel.set_xlabel(_folded(study.x_title, 44))
         panel.set_title(_titled(column), loc="left")
         panel.grid(alpha=0.2, lw=0.6)
         _scale(panel, "y", column, cells)
@@ -159,7 +161,7 @@ def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) 
         points = [[cells.get((row.title, column.metric)) for column in columns] for row in rows]
         known = [(x, y) for x, y in points if x is not None and y is not None]
         if known:
-            panel.errorbar(
+            drawn = panel.errorbar(
                 [x.mean for x, _ in known],
                 [y.mean for _, y in known],
                 xerr=[*zip(*(_sides(x) for x, _ in known))],
@@ -169,6 +171,8 @@ def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) 
                 label=name,
                 **look,
             )
+            for line in drawn.lines[2]:
+                line.set_alpha(0.5)
     for axis, column in zip("xy", columns):
         getattr(panel, f"set_{axis}label")(_titled(column))
         _scale(panel, axis, column, cells)
@@ -195,14 +199,19 @@ def _legend(figure: Any) -> None:
     found: dict[str, Any] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels()):
-            found.setdefault(textwrap.fill(label, 40), handle)
+            found.setdefault(_folded(label, 40), handle)
     if len(found) > 1:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize=8)
 
 
+def _folded(text: str, width: int) -> str:
+    """In lines, a dollar being no formula."""
+    return textwrap.fill(text, width).replace("$", r"\$")
+
+
 def _titled(column: Column) -> str:
-    better = {"more": "more is better", "less": "less is better", None: ""}[column.better]
-    return "\n".join([textwrap.fill(column.title, 30), *([f"({better})"] if better else [])])
+    """An arrow says which way is better."""
+    return _folded(column.title + {"more": " ↑", "less": " ↓", None: ""}[column.better], 30)
 
 
 def _limits(cell: Interval) -> tuple[float, float]:
@@ -251,6 +260,5 @@ def _inlined(svg: str, study: Study) -> str:
 
 
 def _opening(found: re.Match) -> str:
-    """Of the size that it is drawn at, or narrower."""
-    width = float(found[1].split()[2])
-    return f'<svg viewBox="{found[1]}" style="width:{width * 4 / 3:.0f}px" role="img">'
+    """Without a size: the page has one for all."""
+    return f'<svg viewBox="{found[1]}" role="img">'

@@ -44,7 +44,7 @@ class Column:
         title: what a person reads.
         digits: behind the point.
         better: which way is better; None where neither is.
-        scientific: is written as 4.4e-05, and drawn on a logarithmic axis.
+        scientific: is written as 4.4e-5, and drawn on a logarithmic axis.
     """
 
     metric: str
