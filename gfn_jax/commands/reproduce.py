@@ -66,12 +66,13 @@ def seeds_of(values: flags.FlagValues) -> tuple[int, ...]:
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     """Checks the names and every job's arguments; jobs run when the report is asked for."""
-    from gfn_jax.studies.tables import studies
+    from gfn_jax.studies.tables import GROUPS, studies
 
     seeds, workdir = seeds_of(values), pathlib.Path(values.workdir).resolve()
     out = pathlib.Path(values.out).resolve() if values.out else workdir / "report"
     there = studies(values.preset, seeds)
-    names = list(there) if values.what == "all" else list(dict.fromkeys(values.what.split(",")))
+    asked = there if values.what == "all" else values.what.split(",")
+    names = list(dict.fromkeys(name for word in asked for name in GROUPS.get(word, (word,))))
     jobs, root = plan.chosen_jobs(there, names), checkout()
     with contextlib.chdir(root):
         planned = plan.make_plan(jobs, workdir, meaning)
