@@ -125,7 +125,8 @@ def _certificates(certificates: Mapping[str, Mapping[str, Any]]) -> str:
         means = "".join(f"<td>{_measured(one['means'].get(measure))}</td>" for measure in MEASURES)
         words = "".join(f"<br>Warning: {escape(warning)}" for warning in one["warnings"])
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{means}</tr>')
-        rows.append(f'<tr><td class="words" colspan="{1 + len(MEASURES)}">{escape(one["verdict"])}{words}</td></tr>')
+        verdict = f"<div>{escape(one['verdict'])}{words}</div>"
+        rows.append(f'<tr><td class="words" colspan="{1 + len(MEASURES)}">{verdict}</td></tr>')
     percent = f"{100 * (1 - next(iter(certificates.values()))['risk']):g} %"
     return _details(
         f"Certificates: how far {len(certificates)} of these runs are from their posterior",
