@@ -86,10 +86,13 @@ def missing(study: Study, results: Results) -> tuple[str, ...]:
 def difference(one: Interval, other: Interval) -> limits.Interval:
     """`one` less `other`, with a 95 % interval over the same questions and seeds where both have them.
 
-    A cell of one seed, whose questions are not known, is taken as it is.
+    None where one of them is a single value: nothing is known of how it varies.
     """
     by_question = one.questions and other.questions
-    return bootstrap.difference(_values(one, by_question), _values(other, by_question))
+    values = _values(one, by_question), _values(other, by_question)
+    if min(value.size for value in values) == 1:
+        return limits.Interval(one.mean - other.mean)
+    return bootstrap.difference(*values)
 
 
 def ahead(one: Interval, other: Interval, column: Column) -> bool:

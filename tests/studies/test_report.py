@@ -231,6 +231,10 @@ def test_less_is_better_where_it_is(tmp_path):
     assert tables.leaders(study, cells) == {("a", "kl")}
     assert tables.number(cells["a", "kl"].mean, KL) == "2.0e-5"
     assert not tables.ahead(cells["b", "kl"], cells["a", "kl"], KL)
+    # A single run is ahead of nothing, and nothing of it.
+    cells = tables.cells(study, {name: one for name, one in found.items() if name not in ("b/seed-1", "b/seed-2")})
+    assert tables.difference(cells["b", "kl"], cells["a", "kl"]).estimate == pytest.approx(1e-3 - 2e-5)
+    assert tables.leaders(study, cells) == frozenset()
     with pytest.raises(ValueError, match="nothing is better"):
         tables.ahead(cells["a", "kl"], cells["b", "kl"], Column("kl", "", better=None))
 
