@@ -82,7 +82,5 @@ def written(cell: Interval) -> str:
 
 
 def _leads(one: Interval, other: Interval, better: Better) -> bool:
-    """Whether the first is better by more than chance; with one value each, nothing leads."""
-    if len(one.seeds) < 2 and not (one.questions and other.questions):
-        return False
+    """Whether the first is better by more than chance."""
     return table.ahead(one, other, Column("", "", better=better))
