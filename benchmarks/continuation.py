@@ -138,9 +138,9 @@ def main(argv: list[str]) -> None:
             methods = evaluator.methods(policy, query)
             name = f"gflownet_T{temperature:g}"
             seconds[name] = round(trained.seconds, 1)
-            found[name] = evaluator.measure(policy, query, methods.pop("metrics")())
+            found[name] = evaluator.measure(policy, query, methods.pop("metrics")()).means
             if "base" not in found:  # log q of what the base wrote: its own, over legal tokens
-                found |= {other: evaluator.measure(base, query, write()) for other, write in methods.items()}
+                found |= {other: evaluator.measure(base, query, write()).means for other, write in methods.items()}
     families = {
         kind: [values for name, values in found.items() if name.startswith(kind) or name == "base"]
         for kind in ("tempered", "nucleus")

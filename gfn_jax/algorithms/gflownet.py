@@ -2,8 +2,8 @@
 
 Each query gets N rows a step: N - R fresh ones, each from the policy itself, the policy at a temperature drawn
 from an interval, or the policy mixed with a uniform; and R from the replay buffer. On all of them the objective's terms
-are minimised (`objectives.mixture`); where they vanish q is proportional to R^(1/T). The last `smoothing_steps` of a
-run imitate the replayed rows instead.
+are minimised (`objectives.mixture`); where they vanish q is proportional to R^(1/T). The first `imitation_steps` that
+learn and the last `smoothing_steps` of a run imitate the replayed rows instead.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class OfStep:
     """What a batch takes along: each row's frozen log Z, if it is frozen, and whether this step imitates."""
 
     log_z: Float[Array, " B"] | None
-    smoothing: Bool[Array, ""]
+    imitating: Bool[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +61,19 @@ class GFlowNet(OffPolicy):
     def store(self, state: TrainState, constants: Constants, sampled: Sampled, keys: Keys) -> Collected:
         """As every algorithm with a buffer; its batches know what of this step the loss depends on."""
         collected, frozen = super().store(state, constants, sampled, keys), state.memory.own
-        if frozen is None and not self.objective.smoothing_steps:
+        if frozen is None and not self.objective.imitates:
             return collected
         queries = collected.batches.query.example_id
         log_z = None if frozen is None else jnp.repeat(frozen[queries], self.given.sampling.samples, axis=1)
-        smoothing = state.step >= self.given.steps - self.objective.smoothing_steps
-        own = OfStep(log_z, jnp.broadcast_to(smoothing, queries.shape[:1]))
+        begun = self.given.sampling.first_update + self.objective.imitation_steps
+        imitating = (state.step < begun) | (state.step >= self.given.steps - self.objective.smoothing_steps)
+        own = OfStep(log_z, jnp.broadcast_to(imitating, queries.shape[:1]))
         return dataclasses.replace(collected, batches=dataclasses.replace(collected.batches, own=own))
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The normalisers on these rows, of the objective and of imitation."""
         replayed = (batch.used & ~batch.fresh).sum(dtype=jnp.float32)
-        return {**self.objective.weights(batch.trajectory, 1.0, batch.row_mask), "smoothing": replayed}
+        return {**self.objective.weights(batch.trajectory, 1.0, batch.row_mask), "imitation": replayed}
 
     def loss(
         self,
@@ -94,11 +95,11 @@ class GFlowNet(OffPolicy):
             said["log_z_drift"] = of_rows(batch.used, jax.lax.stop_gradient(log_z) - batch.excess(scores))
         if len(measured) > 1:
             said |= self.gradients(batch, scores, log_z, weights)
-        if self.objective.smoothing_steps and batch.own is not None:
+        if self.objective.imitates and batch.own is not None:
             actions = batch.trajectory.rollout.action_mask
             imitated = completions(scores.log_pf, actions, batch.used & ~batch.fresh)
-            loss = jnp.where(batch.own.smoothing, ratio(imitated.total, weights["smoothing"]), loss)
-            said["loss_smoothing"] = imitated
+            loss = jnp.where(batch.own.imitating, ratio(imitated.total, weights["imitation"]), loss)
+            said["loss_imitation"] = imitated
         return loss, {**{f"loss_{name}": term for name, term in measured.items()}, **said}
 
     def log_z(self, trainable: Trainable, batch: Batch, hidden: Float[Array, "B T E"]) -> Float[Array, " B"] | None:

@@ -144,7 +144,7 @@ class OnPolicy(abc.ABC):
             query = jax.tree.map(split_rows, self.spread(part[1]))
             own = keys.part(part[0])
             rows = query.example_id.shape[0] // self.given.copies * self.given.sampling.fresh_samples
-            behavior = self.given.sampling.behavior(own.behavior, rows)
+            behavior = self.given.sampling.behavior(own.behavior, rows, state.step)
             return None, self.rewarded(proposal, constants, query, behavior, own.sample)
 
         _, trajectory = jax.lax.scan(one, None, (jnp.arange(self.given.sampling.micro_batches), queries))

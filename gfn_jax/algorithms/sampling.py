@@ -55,6 +55,7 @@ class ExplorationConfig:
         temperature_low, temperature_high: the interval it is drawn from.
         exploring: probability that a fresh row mixes in a uniform over allowed tokens.
         uniform_mix: the uniform's share in such a row.
+        steps: first steps that explore; in those behind them every fresh row is the policy's own. None: all.
     """
 
     tempered: Share
@@ -62,6 +63,7 @@ class ExplorationConfig:
     temperature_high: Temperature
     exploring: Share
     uniform_mix: Share
+    steps: Natural | None
 
     def __post_init__(self):
         if self.tempered + self.exploring > 1:
@@ -70,10 +72,12 @@ class ExplorationConfig:
             high = self.temperature_high
             raise ValueError(f"temperature_low is {self.temperature_low}; it must be at most temperature_high, {high}")
 
-    def behavior(self, key: jax.Array, rows: int) -> Behavior:
-        """Each fresh row's temperature and its share of the uniform."""
+    def behavior(self, key: jax.Array, rows: int, step: Int[Array, ""] | int) -> Behavior:
+        """Each fresh row's temperature and its share of the uniform, in the step after `step` finished ones."""
         source, drawn = jax.random.split(key)
         source = jax.random.uniform(source, (rows,))
+        if self.steps is not None:
+            source = jnp.where(step < self.steps, source, 1.0)
         temperature = jax.random.uniform(drawn, (rows,), minval=self.temperature_low, maxval=self.temperature_high)
         tempered = source < self.tempered
         exploring = ~tempered & (source < self.tempered + self.exploring)
@@ -168,6 +172,6 @@ class Sampling:
         """T of the step after `step` finished ones."""
         return self.budget.reward_temperature(step)
 
-    def behavior(self, key: jax.Array, rows: int) -> Behavior:
+    def behavior(self, key: jax.Array, rows: int, step: Int[Array, ""] | int = 0) -> Behavior:
         """How that many fresh rows are drawn."""
-        return self.exploration.behavior(key, rows) if self.exploration else Behavior.at(1.0, rows)
+        return self.exploration.behavior(key, rows, step) if self.exploration else Behavior.at(1.0, rows)

@@ -28,7 +28,6 @@ import numpy as np
 from jaxtyping import Int
 
 from gfn_jax.bench.exact import ExactTarget, make_target
-from gfn_jax.bench.support import PENALTY, SupportReward
 from gfn_jax.environments import Calculator, NoTool
 from gfn_jax.evaluation.enumeration import enumerate_completions, listed_rollout
 from gfn_jax.interfaces import Reward
@@ -37,6 +36,7 @@ from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
+from gfn_jax.rewards.support import PENALTY, SupportReward
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
 from gfn_jax.text.batching import pad_left, pad_right
 from gfn_jax.text.joining import encode_prompt
@@ -241,7 +241,7 @@ def supported(
     rules = Rules(make_constraint(base.vocab_size, stop, longest, token_ids=tokens), NoTool())
     prompt = base.prompts(contexts)
     query = Query(jnp.arange(len(contexts)), prompt, prompt, pad_right(answer_ids, 0))
-    reward = Product((PosteriorReward(), SupportReward.of(ids, base.vocab_size)), (1.0, 1.0))
+    reward = Product((PosteriorReward(), SupportReward.of(ids)), (1.0, 1.0))
     texts = [dict(zip(rows, own, strict=True)) for rows, own in zip(ids, lists, strict=True)]
     listed = [listed_rollout(rows, rules) for rows in ids]
     # Z has no stop in it and Y begins with one, so p_LM(Z Y | X) adds up to at most one over all Z.

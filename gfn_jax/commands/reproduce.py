@@ -15,7 +15,7 @@ from gfn_jax.commands.config_flag import given_keys
 from gfn_jax.errors import TrainingStopped
 from gfn_jax.studies import plan, pool
 from gfn_jax.studies.found import Facts
-from gfn_jax.studies.study import Job
+from gfn_jax.studies.study import Job, Study
 
 PRESETS = ("tiny", "paper")
 PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -144,7 +144,7 @@ def machine() -> str:
 
 def reproduce(
     planned: Sequence[plan.Planned],
-    studies: Sequence[Any],
+    studies: Sequence[Study],
     workers: int,
     root: pathlib.Path,
     workdir: pathlib.Path,

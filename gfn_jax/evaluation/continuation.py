@@ -6,7 +6,8 @@ to be mixed. How well the policy balances is the standard deviation, within a pr
 
     log p_LM(Z stop | X) / T - log q(Z stop | X),
 
-which is 0 exactly where q is proportional to p^(1/T).
+which is 0 exactly where q is proportional to p^(1/T). Likelihoods of whole sentences favour whoever writes short ones:
+beside them stands how much likelier sentences are than ancestral ones of the same length (`equal_length`).
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
+from gfn_jax.evaluation.equal_length import gain_at_equal_length
 from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
@@ -142,37 +144,17 @@ class ContinuationEvaluator:
             found += [rows[i * config.samples : (i + 1) * config.samples] for i in range(count)]
         return found
 
-    def measure(self, model: LanguageModel, query: Query, samples: Samples) -> dict[str, float]:
-        """What one way of writing gives, averaged over prompts (`measure_prompts`)."""
-        return {name: float(values.mean()) for name, values in self.measure_prompts(model, query, samples).items()}
-
-    def measure_prompts(
-        self, model: LanguageModel, query: Query, samples: Samples
-    ) -> dict[str, Float[np.ndarray, " M"]]:
-        """What one way of writing gives for each of M prompts; logarithms in nats.
-
-        Returns:
-            `log_likelihood_max`, `log_likelihood_mean` (base), `log_likelihood_token` (a token, the stop counted),
-            `log_policy_max`, `log_policy_mean` (log q), `balance_spread`, `length`, `diversity`, `distinct_1`,
-            `distinct_2`, `unique` (the share of different sentences).
-        """
+    def measure(self, model: LanguageModel, query: Query, samples: Samples) -> "Measured":
+        """What model and base make of sentences that somebody wrote."""
         ids, lengths = padded(samples, self.scorer.rules.constraint)
-        base = self.scorer.log_reward(model.base, query, ids, lengths)
-        policy = self.scorer.log_policy(model, query.prompt, ids, lengths)
-        embeddings = self._embeddings(model.base, ids, lengths)
-        return {
-            "log_likelihood_max": base.max(1),
-            "log_likelihood_mean": base.mean(1),
-            "log_likelihood_token": (base / (lengths + 1)).mean(1),
-            "log_policy_max": policy.max(1),
-            "log_policy_mean": policy.mean(1),
-            "balance_spread": np.std(base / self.temperature - policy, axis=1),
-            "length": lengths.mean(1),
-            "diversity": np.asarray(mean_pairwise_distance(embeddings)),
-            "distinct_1": np.array([distinct(rows, 1) for rows in samples]),
-            "distinct_2": np.array([distinct(rows, 2) for rows in samples]),
-            "unique": np.array([len({tuple(row) for row in rows}) / len(rows) for rows in samples]),
-        }
+        return Measured(
+            log_p=self.scorer.log_reward(model.base, query, ids, lengths),
+            log_q=self.scorer.log_policy(model, query.prompt, ids, lengths),
+            lengths=lengths,
+            diversity=mean_pairwise_distance(self._embeddings(model.base, ids, lengths)),
+            samples=samples,
+            temperature=self.temperature,
+        )
 
     def methods(self, model: LanguageModel, query: Query) -> dict[str, Callable[[], Samples]]:
         """Name in `results.json` -> how it writes; `metrics` is the policy, `base` ancestral sampling of the base."""
@@ -196,7 +178,7 @@ class ContinuationEvaluator:
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """The policy alone, on a few prompts."""
         query = self.query(self.config.prompts)
-        return self.measure(model, query, self.sample(model, query))
+        return self.measure(model, query, self.sample(model, query)).means
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """Likelihood and diversity."""
@@ -207,9 +189,11 @@ class ContinuationEvaluator:
         """All methods on all prompts."""
         query = self.query(0)
         written = {name: write() for name, write in self.methods(model, query).items()}
-        prompts = {name: self.measure_prompts(model, query, samples) for name, samples in written.items()}
-        found = {name: {key: float(row.mean()) for key, row in rows.items()} for name, rows in prompts.items()}
-        questions = {name: {key: row.tolist() for key, row in rows.items()} for name, rows in prompts.items()}
+        measured = {name: self.measure(model, query, samples) for name, samples in written.items()}
+        found = {name: {**one.means, **one.against(measured["base"])} for name, one in measured.items()}
+        questions = {
+            name: {key: values.tolist() for key, values in one.by_prompt.items()} for name, one in measured.items()
+        }
         return Findings(found, self.page(found, written), questions, self._shown(written))
 
     def _shown(self, written: Mapping[str, Samples]) -> list[Sample]:
@@ -221,20 +205,28 @@ class ContinuationEvaluator:
             for row in rows[:SHOWN_SAMPLES]
         ]
 
-    def page(self, found: Mapping[str, Mapping[str, float]], written: Mapping[str, Samples]) -> str:
+    def page(self, found: Mapping[str, Mapping[str, float | None]], written: Mapping[str, Samples]) -> str:
         """The table, and a few sentences."""
         names = {"metrics": "this run", "base": "base, ancestral"}
         rows = [
-            (names[name] if name in names else name.replace("_", " "), *(f"{m[key]:.{d}f}" for key, _, d in COLUMNS))
+            (
+                names[name] if name in names else name.replace("_", " "),
+                *("-" if m[key] is None else f"{m[key]:.{d}f}" for key, _, d in COLUMNS),
+                interval(m),
+                f"{m['balance_spread']:.2f}" if name == "metrics" else "",
+            )
             for name, m in found.items()
         ]
         encoder = self.config.encoder or "mean of the base's last hidden states"
         lines = [
             f"{self.config.samples} sentences for each of {len(written['metrics'])} prompts (greedy: one), averages:",
             "",
-            table(("", *(title for _, title, _ in COLUMNS)), rows),
+            table(("", *(title for _, title, _ in COLUMNS), "gain at equal length", "spread"), rows),
             "",
             "log p: of the sentence with its full stop, under the base; log q: under the policy; nats.",
+            "Gain at equal length: log p above the base's ancestral sentences of the same lengths, its 95 % interval "
+            "over prompts, and the share of those sentences whose length was written.",
+            f"Spread: of log p / {self.temperature:g} - log q over a prompt's sentences, 0 at the policy's target.",
             f"Diversity: mean pairwise cosine distance; embedding: {encoder}.",
             "",
         ]
@@ -267,6 +259,66 @@ class ContinuationEvaluator:
     @functools.cached_property
     def _encoder(self) -> SentenceEncoder | None:
         return None if self.config.encoder is None else SentenceEncoder(self.config.encoder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """N sentences of each of M prompts by one writer; logarithms in nats.
+
+    Attributes:
+        log_p, log_q: of the sentence with its stop, under the base and under the policy.
+        lengths: tokens, without the stop.
+        diversity: mean pairwise cosine distance.
+        samples: the sentences.
+        temperature: T.
+    """
+
+    log_p: Float[np.ndarray, "M N"]
+    log_q: Float[np.ndarray, "M N"]
+    lengths: Int[np.ndarray, "M N"]
+    diversity: Float[np.ndarray, " M"]
+    samples: Samples
+    temperature: float
+
+    @functools.cached_property
+    def by_prompt(self) -> dict[str, Float[np.ndarray, " M"]]:
+        """What this way of writing gives, a value a prompt.
+
+        Returns:
+            `log_likelihood_max`, `log_likelihood_mean` (base), `log_likelihood_token` (a token, the stop counted),
+            `log_policy_max`, `log_policy_mean` (log q), `balance_spread`, `length`, `diversity`, `distinct_1`,
+            `distinct_2`, `unique` (the share of different sentences).
+        """
+        return {
+            "log_likelihood_max": self.log_p.max(1),
+            "log_likelihood_mean": self.log_p.mean(1),
+            "log_likelihood_token": (self.log_p / (self.lengths + 1)).mean(1),
+            "log_policy_max": self.log_q.max(1),
+            "log_policy_mean": self.log_q.mean(1),
+            "balance_spread": np.std(self.log_p / self.temperature - self.log_q, axis=1),
+            "length": self.lengths.mean(1),
+            "diversity": self.diversity,
+            "distinct_1": np.array([distinct(rows, 1) for rows in self.samples]),
+            "distinct_2": np.array([distinct(rows, 2) for rows in self.samples]),
+            "unique": np.array([len({tuple(row) for row in rows}) / len(rows) for rows in self.samples]),
+        }
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The same, averaged over prompts."""
+        return {name: float(values.mean()) for name, values in self.by_prompt.items()}
+
+    def against(self, base: "Measured") -> dict[str, float | None]:
+        """`gain`, `gain_low`, `gain_high` and `covered` on the base's ancestral sentences (`equal_length`)."""
+        found = gain_at_equal_length(self.log_p, self.lengths, base.log_p, base.lengths)
+        return {"gain": found.gain, "gain_low": found.low, "gain_high": found.high, "covered": found.covered}
+
+
+def interval(found: Mapping[str, float | None]) -> str:
+    """The gain at equal length as a table has it."""
+    if found["gain"] is None:
+        return "no common length"
+    return "{gain:+.2f} [{gain_low:+.2f}, {gain_high:+.2f}] on {covered:.0%}".format(**found)
 
 
 # Metric, title, decimals.

@@ -107,7 +107,7 @@ class InfillingEvaluator:
 
     Attributes:
         task: the stories.
-        reward: log R.
+        reward: log p_LM(Z Y | X), whether or not the target is kept to the generator's sentences: p is over those.
         config: what is measured.
         temperature: T that the reward ends at.
     """
@@ -314,9 +314,9 @@ class InfillingEvaluator:
             target = found["posterior"]
             lines += [
                 "",
-                "p: the base's posterior over the generator's sentences, which the policy is trained towards "
-                f"(entropy {target['entropy']:.2f} nats, {target['consistency']:.1f} % consistent, KL(g|p) "
-                f"{target['kl_generator']:.2f}, outside the list {target['unlisted']:.1f} %); g: the generator's own.",
+                f"p: the base's posterior over the generator's sentences (entropy {target['entropy']:.2f} nats, "
+                f"{target['consistency']:.1f} % consistent, KL(g|p) {target['kl_generator']:.2f}); left to itself the "
+                f"base has {target['unlisted']:.1f} % of its posterior elsewhere. g: the generator's own.",
             ]
         else:
             lines += ["", table(("another model and test set", "BLEU-4", "GLEU-4"), PAPER)]

@@ -8,6 +8,9 @@ mass, and p the target over the support (Hu et al. 2024, section 2, where KL is 
     total_variation  1/2 (sum_n |q(n) - p(n)| + 1 - m), on the numbers and "invalid"
     covered          numbers of the support with q(n) > p(n) / 10
 
+The least that a policy can reach by following its reward is not 0 in the second: a penalty in nats leaves invalid texts
+some of R, and the floor of KL(p || q) is log(1 + their R / the numbers'), reached by q = R / Z (the row `target`).
+
 The first must leave the invalid mass out, as p has none there; the second need not. An estimate of the first from v
 valid samples has a bias of about (k - 1) / (2 v) for k numbers, which a perfect sampler shows too: its noise floor
 (less where the target is peaked, as numbers that never occur add nothing).
@@ -83,6 +86,9 @@ class NumberTask(Protocol):
 
     @property
     def spellings(self) -> Spelt: ...
+
+    @property
+    def floor(self) -> float: ...
 
     def constraint(self, training: bool = True) -> Constraint: ...
 
@@ -194,6 +200,7 @@ class RandomNumbersEvaluator:
             found[method] = {**distances(q, self.log_p), **self.estimate(drawn)}
             shown += self._shown(method, drawn)
             listed["policy" if method == "metrics" else method] = q.tolist()
+        found["target"] = distances(np.exp(self.log_p - self.task.floor), self.log_p)
         return Findings({**found, "distribution": listed}, self.page(found, listed), samples=shown)
 
     def _shown(self, method: str, drawn: Sequence[Sequence[int]]) -> list[Sample]:
@@ -207,18 +214,22 @@ class RandomNumbersEvaluator:
         size = len(self.log_p)
 
         def row(title: str, values: Mapping[str, Any]) -> tuple[str, ...]:
-            sampled = "none valid" if values["sampled_kl"] is None else f"{values['sampled_kl']:.2e}"
+            estimate, sampled = values.get("sampled_kl"), "-"
+            if "sampled_kl" in values:
+                shown = "none valid" if estimate is None else f"{estimate:.2e}"
+                sampled = f"{shown} ({values['sampled_noise_floor']:.1e})"
             return (
                 title,
                 f"{values['kl_to_target']:.2e}",
                 f"{values['kl_from_target']:.2e}",
                 f"{100 * values['valid_mass']:.3f} %",
                 f"{values['covered']} of {size}",
-                f"{sampled} ({values['sampled_noise_floor']:.1e})",
+                sampled,
             )
 
         header = ("exact, in nats", "KL(q|p), valid", "KL(p|q)", "valid", "covered", "sampled KL (floor)")
-        rows = [row("base", found["base"]), row("this run", found["metrics"])]
+        titles = {"base": "base", "metrics": "this run", "target": "R / Z, as the reward has it"}
+        rows = [row(title, found[method]) for method, title in titles.items() if method in found]
         favourites = np.argsort(listed["base"])[::-1][:5]
         likes = ", ".join(f"{listed['number'][i]} ({100 * listed['base'][i]:.1f} %)" for i in favourites)
         return "\n".join(

@@ -70,6 +70,8 @@ class Objective:
         log_z_samples: of the base, a query, that a frozen log Z is estimated from.
         ratio_clip: how far FlowRL's importance weights may be from 1.
         contrastive_margin: pairs whose log R/T differ by less (nats) are no pairs of the contrastive term; 0 keeps all.
+        imitation_steps: the first that learn, which imitate rows of the buffer instead: for a policy that makes
+            nothing of its prompt yet.
         smoothing_steps: at the end of the run, that imitate rows of the buffer instead (Lee et al., arXiv:2405.18540).
 
     Raises:
@@ -87,6 +89,7 @@ class Objective:
     log_z_samples: int = 64
     ratio_clip: float = 0.2
     contrastive_margin: float = 0.0
+    imitation_steps: int = 0
     smoothing_steps: int = 0
 
     def __post_init__(self):
@@ -114,12 +117,18 @@ class Objective:
             raise ValueError(
                 "objective.log_z is 'frozen', an estimate of log sum R, which is not the log Z that flowrl needs"
             )
-        for name, least in (("log_z_samples", 1), ("window", 1), ("contrastive_margin", 0), ("smoothing_steps", 0)):
+        bounds = [("log_z_samples", 1), ("window", 1), ("contrastive_margin", 0)]
+        for name, least in [*bounds, ("imitation_steps", 0), ("smoothing_steps", 0)]:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= self.ratio_clip <= 1:
             raise ValueError(f"ratio_clip is {self.ratio_clip}; it must be from 0 to 1")
+
+    @property
+    def imitates(self) -> bool:
+        """Whether some steps are likelihood of the buffer's rows."""
+        return self.imitation_steps + self.smoothing_steps > 0
 
     @property
     def needs_log_z(self) -> bool:

@@ -87,6 +87,7 @@ class ObjectiveConfig:
     log_z_samples: Count
     ratio_clip: Share
     contrastive_margin: Nonnegative
+    imitation_steps: Natural
     smoothing_steps: Natural
 
 
@@ -340,10 +341,12 @@ def read_objective(config: ml_collections.ConfigDict, sampling: Sampling, steps:
             raise ValueError(f"sampling.samples is {samples}; objective.terms.{name} needs 2 or more")
     if values.terms.get("flowrl") and any(values.terms.get(name) for name in ("tb", "raptb")):
         raise ValueError("objective.terms.flowrl has another log Z than tb and raptb, and there is only one: choose")
-    if values.smoothing_steps and not sampling.replayed_samples:
-        raise ValueError(f"objective.smoothing_steps is {values.smoothing_steps}; it needs replay.samples above 0")
-    if values.smoothing_steps > steps:
-        raise ValueError(f"objective.smoothing_steps is {values.smoothing_steps}; {steps} steps learn at all")
+    for name in ("imitation_steps", "smoothing_steps"):
+        value = getattr(values, name)
+        if value and not sampling.replayed_samples:
+            raise ValueError(f"objective.{name} is {value}; it needs replay.samples above 0")
+        if value > steps:
+            raise ValueError(f"objective.{name} is {value}; {steps} steps learn at all")
     terms = tuple((name, float(weight)) for name, weight in values.terms.items() if weight)
     rest = {name: value for name, value in vars(values).items() if name != "terms"}
     return Objective(terms, samples_per_query=samples, **rest)

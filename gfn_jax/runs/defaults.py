@@ -48,6 +48,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "temperature_high": 2.0,
         "exploring": 0.0,
         "uniform_mix": 0.0,
+        "steps": ml_collections.config_dict.placeholder(int),
     }
     config.replay = {
         "samples": 4,
@@ -78,6 +79,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "log_z_samples": 64,
         "ratio_clip": 0.2,
         "contrastive_margin": 0.0,
+        "imitation_steps": 0,
         "smoothing_steps": 0,
     }
     config.update(method_sections())

@@ -83,7 +83,7 @@ class Expected:
     gigabytes: float
 
 
-def chosen_jobs(studies: Mapping[str, Study], names: Iterable[str]) -> tuple[Job, ...]:
+def chosen_jobs(studies: Mapping[str, Study], names: Sequence[str]) -> tuple[Job, ...]:
     """The jobs of some studies and all that they need, in order.
 
     Args:

@@ -5,6 +5,10 @@ frozen base is a language model of stories that has never seen such a prompt; it
 
     log R(Z) = log p_LM(Z Y | X),        so q(Z | X, Y) should be p_LM(Z | X, Y), the base's own posterior.
 
+Of generated stories the target may be kept to the sentences that the generator could write after X (`unlisted`): a
+small base also says what cannot happen, about 12 % of its posterior. Which of these sentences Y allows, and how likely
+they are, is still the base's to say.
+
 The stop is the full stop of Z, and Y begins with it (". He came home with wet feet."), as in arithmetic: q(stop | Z)
 starts from what the base thinks of ending there, and every token of the story is scored once.
 
@@ -24,10 +28,13 @@ from jaxtyping import Float
 from gfn_jax.datasets.rocstories import load_stories
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.infilling import InfillingEvaluationConfig, InfillingEvaluator
+from gfn_jax.interfaces import Reward
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.policy.constraint import Constraint, make_constraint
+from gfn_jax.rewards.compose import Product
 from gfn_jax.rewards.posterior import PosteriorReward
-from gfn_jax.sections import Count, Natural, Range
+from gfn_jax.rewards.support import SupportReward
+from gfn_jax.sections import Count, Natural, Nonnegative, Range
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, encode_prompt
@@ -58,6 +65,8 @@ class InfillingConfig:
             there are 900, 100 and 100.
         seed_stories: training stories whose true fourth sentence seeds the replay buffer.
         min_length, max_length: tokens of Z.
+        unlisted: nats off for a Z that the generator cannot write after X; 0 leaves the base's posterior as it is, the
+            only target that there is of ROCStories.
     """
 
     data_dir: str | None
@@ -67,8 +76,11 @@ class InfillingConfig:
     seed_stories: Natural
     min_length: Natural
     max_length: Count
+    unlisted: Nonnegative
 
     def __post_init__(self):
+        if self.unlisted and self.data_dir is not None:
+            raise ValueError(f"unlisted is {self.unlisted}; of ROCStories no sentences are listed: it must be 0")
         if self.seed_stories > self.train_stories:
             raise ValueError(f"seed_stories is {self.seed_stories}; it must be at most train_stories")
         if self.min_length > self.max_length:
@@ -101,6 +113,8 @@ class Infilling:
     config: InfillingConfig
     tokenizer: "PreTrainedTokenizerFast"
     vocab_size: int
+    # By sentence: X ends with a full stop, and which it is changes no token behind it.
+    _encoded: dict[str, list[int] | None] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     environment = NoTool()
 
@@ -158,11 +172,16 @@ class Infilling:
         prompts = [encode_prompt(self.tokenizer, problem.prompt) for problem in problems]
         contexts = [encode_prompt(self.tokenizer, problem.beginning) for problem in problems]
         return Query(
-            example_id=jnp.arange(len(problems)),
+            example_id=self._first(split) + jnp.arange(len(problems)),
             prompt=pad_left(prompts, self.pad_id),
             context=pad_left(contexts, self.pad_id),
             answer=pad_right([self._answer(problem) for problem in problems], self.pad_id),
         )
+
+    def _first(self, split: str) -> int:
+        """Where a split begins in the table of all: the reward's lists are of every split."""
+        before = list(self.splits)[: list(self.splits).index(split)]
+        return sum(len(self.splits[name]) for name in before)
 
     def _answer(self, problem: Problem) -> list[int]:
         """A full stop and Y; the word before them only stands for Z, on which their tokens do not depend."""
@@ -175,9 +194,12 @@ class Infilling:
         """All stories alike."""
         return np.ones(len(self.splits["train"]))
 
-    def reward(self, model: ModelConfig) -> PosteriorReward:
-        """Log p_LM(Z Y | X)."""
-        return PosteriorReward()
+    def reward(self, model: ModelConfig) -> Reward:
+        """Log p_LM(Z Y | X), less `unlisted` where the generator could not write Z."""
+        if not self.config.unlisted:
+            return PosteriorReward()
+        lists = [self._listed(problem) for problems in self.splits.values() for problem in problems]
+        return Product((PosteriorReward(), SupportReward.of(lists, self.config.unlisted)), (1.0, 1.0))
 
     def encode_middle(self, problem: Problem, middle: str) -> list[int] | None:
         """A fourth sentence as the Z that it is, the stop excluded; None where it is not one that could be written."""
@@ -219,12 +241,19 @@ class Infilling:
         if problem.world is None:
             return {}
         exact = posterior(problem.world, problem.ending)
-        found: dict[tuple[int, ...], float] = {}
+        return {ids: exact.get(sentence, 0.0) for ids, sentence in self._listed(problem).items()}
+
+    def _listed(self, problem: Problem) -> dict[tuple[int, ...], str]:
+        """Every Z that the generator could write after X, and the sentence that it is."""
+        assert problem.world is not None
+        found = {}
         for event in events(problem.world):
-            ids = self.encode_middle(problem, event.sentence)
+            if event.sentence not in self._encoded:
+                self._encoded[event.sentence] = self.encode_middle(problem, event.sentence)
+            ids = self._encoded[event.sentence]
             if ids is None:
                 raise ValueError(f"the lengths of Z exclude a sentence of the generator: {event.sentence!r}")
-            found[tuple(ids)] = exact.get(event.sentence, 0.0)
+            found[tuple(ids)] = event.sentence
         return found
 
     def decode(self, ids: list[int]) -> str:
@@ -237,9 +266,7 @@ TASK = TaskEntry(
     config=InfillingConfig,
     evaluation=InfillingEvaluationConfig,
     task=lambda config, tokenizer, model: Infilling(config, tokenizer, model.vocab_size),
-    evaluator=lambda config, task, model, temperature: InfillingEvaluator(
-        task, task.reward(model), config, temperature
-    ),
+    evaluator=lambda config, task, model, temperature: InfillingEvaluator(task, PosteriorReward(), config, temperature),
     certified="validation",
     stand_in="tiny-stories",
 )

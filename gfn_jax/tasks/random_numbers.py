@@ -287,6 +287,23 @@ class RandomNumbers:
         )
 
     @functools.cached_property
+    def floor(self) -> float:
+        """KL(p || R / Z) in nats: what a policy keeps for invalid texts that samples in proportion to R exactly.
+
+        It is log(1 + R of all texts that are no number of the support / R of all numbers). A number's spellings have
+        N p(n) together; of the A^L texts of L tokens, those that spell nothing have e^(-penalty max(L, 1)) each.
+        """
+        constraint = self.constraint()
+        choices = int((~np.asarray(constraint.is_stop)).sum())
+        spelt = np.bincount(self.spellings.length, minlength=self.config.max_length + 1)
+        invalid = [
+            math.log(texts) - self.config.penalty * max(length, 1)
+            for length in range(self.config.min_length, self.config.max_length + 1)
+            if (texts := choices**length - int(spelt[length]))
+        ]
+        return float(np.logaddexp.reduce([0.0, *(worth - math.log(len(self.log_target)) for worth in invalid)]))
+
+    @functools.cached_property
     def speller(self) -> Speller:
         """The automaton on this tokenizer.
 

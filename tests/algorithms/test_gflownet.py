@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -206,6 +207,15 @@ def test_behaviour_is_drawn_in_the_shares_asked_for():
     assert 0.5 <= drawn.min() < 0.51
     assert 1.99 < drawn.max() <= 2.0
     assert abs(drawn.mean() - 1.25) < 0.03
+
+
+def test_exploration_ends_where_it_is_to():
+    sampling = algorithm(tempered=1.0, exploring=0.0).given.sampling
+    sampling = dataclasses.replace(sampling, exploration=dataclasses.replace(sampling.exploration, steps=5))
+    behave = jax.jit(lambda step: sampling.behavior(jax.random.key(0), 100, step))
+    assert (behave(4).temperature != 1.0).all()
+    assert (behave(5).temperature == 1.0).all()
+    assert (behave(5).uniform_mix == 0.0).all()
 
 
 def test_queries_are_distinct_and_drawn_by_weight():

@@ -246,14 +246,14 @@ def test_micro_batches_change_nothing(worlds, smoothing):
     whole, parts = stepped(1), stepped(2)
     assert set(whole[0]) == {
         "loss",
-        "loss_smoothing",
+        "loss_imitation",
         "gradient_norm",
         *(f"{kind}_{name}" for kind in ("loss", "gradient") for name in TERMS),
     }
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
     if smoothing:
-        assert whole[0]["loss"] == pytest.approx(float(whole[0]["loss_smoothing"]))
+        assert whole[0]["loss"] == pytest.approx(float(whole[0]["loss_imitation"]))
 
 
 def test_the_gradient_of_a_term_is_by_the_scores(worlds):
@@ -285,11 +285,12 @@ def test_the_gradient_of_a_term_is_by_the_scores(worlds):
         np.testing.assert_allclose(said[name], norm, rtol=1e-5)
 
 
-def test_the_last_steps_imitate_the_buffer(worlds):
+def test_the_first_and_the_last_steps_imitate_the_buffer(worlds):
     """One program; which steps do is the state's number alone, so that a resumed run goes on as it would have."""
-    world, steps, last = worlds["peaked"], 6, 2
+    world, steps, found, first, last = worlds["peaked"], 8, 1, 2, 2
     settings = MIXED | {"samples": 8, "replay_samples": 4, "replay_capacity": 16, "replay_tolerance": 0.0}
-    algorithm = make_algorithm(world, {"subtb": 1.0}, settings, steps, smoothing_steps=last)
+    settings |= {"discovery_steps": found}
+    algorithm = make_algorithm(world, {"subtb": 1.0}, settings, steps, imitation_steps=first, smoothing_steps=last)
     optimizer = optax.sgd(0.01)
     state = init_state(algorithm, optimizer, jax.random.key(0), world.constants)
     step = jax.jit(make_step(algorithm, optimizer))
@@ -300,8 +301,8 @@ def test_the_last_steps_imitate_the_buffer(worlds):
         states.append(state)
     assert step._cache_size() == 1
     for number, said in enumerate(losses):
-        smoothing = number >= steps - last
-        assert (said["loss"] == pytest.approx(said["loss_smoothing"])) == smoothing
+        smoothing = number < found + first or number >= steps - last
+        assert (said["loss"] == pytest.approx(said["loss_imitation"])) == smoothing
         assert (said["loss"] == pytest.approx(said["loss_subtb"])) != smoothing
     _, again = step(states[steps - last], world.constants)
     assert float(again["loss"]) == losses[steps - last]["loss"]

@@ -11,13 +11,13 @@ from tiny_worlds import left_padded, query_of, random_params, right_padded, tiny
 
 from gfn_jax.bench import exact
 from gfn_jax.bench.exact import compare, distances, empirical, exact_log_policy, make_target, noise_floor
-from gfn_jax.bench.support import PENALTY, SupportReward
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.enumeration import enumerate_completions, listed_rollout
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward
+from gfn_jax.rewards.support import PENALTY, SupportReward
 from gfn_jax.samplers.independent import Ancestral, Importance
 from gfn_jax.samplers.sampler import Weighed
 
@@ -77,7 +77,7 @@ def test_a_policys_own_probabilities_add_up_to_one(target, base):
 
 def test_a_support_takes_its_penalty_off_whatever_a_querys_list_leaves_out(base):
     lists = [{(5,), (6, 6)}, {(), (5,), (11, 5)}]
-    reward = SupportReward.of([sorted(rows) for rows in lists], 23)
+    reward = SupportReward.of([sorted(rows) for rows in lists])
     rollout = listed_rollout(EVERY * 2, RULES)
     found = np.asarray(jax.jit(reward.log_reward)(base, reward.prepare(base), QUERIES, rollout))
     for number, (z, row) in enumerate(zip(EVERY * 2, found)):
@@ -110,7 +110,7 @@ def test_what_is_no_exact_target_is_refused(base):
     with pytest.raises(ValueError, match="what is not listed may have e"):
         build([(5,), (6,)], unlisted=-5.0)
     with pytest.raises(ValueError, match="list holds no completion"):
-        SupportReward.of([[(5,)], []], 23)
+        SupportReward.of([[(5,)], []])
 
 
 def test_distances_by_hand():
@@ -157,7 +157,7 @@ def test_samplers_come_as_near_as_exact_samples_do(target):
 
 def test_the_noise_floor_is_the_known_bias(base):
     """(k - 1) / 2n of a flat target."""
-    flat = make_target("flat", base, SupportReward.of([EVERY] * 2, 23), RULES, QUERIES, enumerate_completions(RULES))
+    flat = make_target("flat", base, SupportReward.of([EVERY] * 2), RULES, QUERIES, enumerate_completions(RULES))
     floor = noise_floor(flat, 1000)
     assert floor["kl_to_target"] == pytest.approx((len(EVERY) - 1) / 2000, rel=0.25)
     assert floor == noise_floor(flat, 1000)

@@ -68,9 +68,12 @@ def test_every_way_of_writing_is_measured_alike(findings):
         *("metrics", "base", "tempered_0.8", "nucleus_0.9", "greedy", "beam", "diverse_beam")
     }
     for name, found in findings.methods.items():
-        assert all(np.isfinite(value) for value in found.values()), name
+        assert all(np.isfinite(value) for value in found.values() if value is not None), name
         assert found["log_likelihood_mean"] <= found["log_likelihood_max"]
         assert f"{found['log_likelihood_mean']:.2f}" in findings.page
+        assert (found["gain"] is None) == (found["covered"] == 0)
+    own = findings.methods["base"]
+    assert [own[name] for name in ("gain", "gain_low", "gain_high", "covered")] == [0, 0, 0, 1]
     assert findings.methods["greedy"]["diversity"] == 0
     assert findings.methods["beam"]["unique"] == 1
     assert "mean of the base's last hidden states" in findings.page
@@ -90,7 +93,7 @@ def test_likelihoods_are_those_of_a_plain_pass_and_the_last_batch_is_cut(setting
     evaluator, policy = setting
     samples = [[[1], [2, 3], [4, 5, 6, 7], [1, 1]], [[7], [6], [5], [4]], [[2, 2, 2], [3, 1], [0], [1, 2]]]
     query = evaluator.query(0)
-    found = evaluator.measure(policy, query, samples)
+    found = evaluator.measure(policy, query, samples).means
     prompts = [[1, 2, 3], [4], [5, 6]]
     texts = [[*x, *z, STOP] for x, rows in zip(prompts, samples) for z in rows]
     whole = right_padded(texts)
@@ -101,7 +104,7 @@ def test_likelihoods_are_those_of_a_plain_pass_and_the_last_batch_is_cut(setting
     assert found["log_likelihood_mean"] == pytest.approx(base.mean(), abs=1e-3)
     assert found["log_likelihood_max"] == pytest.approx(base.max(1).mean(), abs=1e-3)
     at_once = dataclasses.replace(evaluator, config=dataclasses.replace(CONFIG, batch=3))
-    assert found == pytest.approx(at_once.measure(policy, query, samples), abs=1e-4)
+    assert found == pytest.approx(at_once.measure(policy, query, samples).means, abs=1e-4)
     assert found["length"] == pytest.approx(np.mean([len(z) for rows in samples for z in rows]))
 
 
@@ -112,8 +115,8 @@ def test_the_base_balances_at_temperature_one_where_everything_is_legal(setting)
     samples = [rows[:] for rows in evaluator.sample(policy.base, query)]
     samples = [[row[:3] or [1] for row in rows] for rows in samples]  # at the maximum length the stop is forced
     # log p/T - log q is constant but for the first state, in which the stop may not be chosen: the same for all.
-    assert evaluator.measure(policy.base, query, samples)["balance_spread"] < 1e-3
-    assert evaluator.measure(policy, query, samples)["balance_spread"] > 0.1
+    assert evaluator.measure(policy.base, query, samples).means["balance_spread"] < 1e-3
+    assert evaluator.measure(policy, query, samples).means["balance_spread"] > 0.1
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 1}, {"nucleus": (1.5,)}, {"diverse_groups": 3}, {"temperatures": (0,)}])

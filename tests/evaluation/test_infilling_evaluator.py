@@ -42,7 +42,7 @@ CONFIG = InfillingEvaluationConfig(
 @pytest.fixture(scope="module")
 def task():
     tokenizer = build_tokenizer()
-    return Infilling(InfillingConfig(None, 5, 3, 4, 5, 4, 9), tokenizer, len(tokenizer))
+    return Infilling(InfillingConfig(None, 5, 3, 4, 5, 4, 9, 0.0), tokenizer, len(tokenizer))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Exact distances of a sampler of numbers: against an enumeration of every text, and against samples."""
 
+import dataclasses
 import math
 
 import jax
@@ -14,6 +15,7 @@ from gfn_jax.models import decoder
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
+from gfn_jax.policy.constraint import Rules
 from gfn_jax.tasks.random_numbers import RandomNumbers, RandomNumbersConfig
 from gfn_jax.text.wordlevel import tokenizer_of
 
@@ -57,6 +59,24 @@ def test_probabilities_are_those_of_every_text_that_spells_the_number(world):
     np.testing.assert_allclose(evaluator.probabilities(base), want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"min_length": 2, "low": 10, "penalty": 2.0}, {"digits_only": True}])
+def test_the_floor_is_the_distance_of_the_rewards_own_distribution(world, changes):
+    task = dataclasses.replace(world[0].task, config=dataclasses.replace(CONFIG, **changes))
+    everything = enumerate_completions(Rules(task.constraint(), task.environment))
+    reward = task.reward(None)
+    log_reward = jax.jit(reward.log_reward)(None, reward.prepare(None), None, everything)
+    r = np.exp(np.asarray(log_reward, np.float64)[np.arange(len(log_reward)), everything.token_mask.sum(1)])
+    shares: dict[str, float] = {}
+    for row, length, share in zip(
+        np.asarray(everything.completion).tolist(), np.asarray(everything.token_mask.sum(1)), r / r.sum()
+    ):
+        text = "" if set(row[:length]) & set(task.tokenizer.all_special_ids) else task.decode(row[:length])
+        shares[text] = shares.get(text, 0.0) + share
+    expected = sum(math.exp(log_p) * (log_p - math.log(shares[str(n)])) for n, log_p in task.log_target.items())
+    assert task.floor == pytest.approx(expected, rel=1e-4)
+    assert task.floor > 1e-5
+
+
 def test_samples_agree_with_the_enumeration(world):
     evaluator, base = world
     exact, sampled = evaluator.validate(base), evaluator.estimate(evaluator.draw(base))
@@ -86,6 +106,9 @@ def test_the_report_names_what_it_must_for_policy_and_base(world):
     listed = findings.methods["distribution"]
     assert listed["number"] == list(range(13))
     assert sum(listed["target"]) == pytest.approx(1)
+    assert findings.methods["target"]["kl_from_target"] == pytest.approx(evaluator.task.floor)
+    assert findings.methods["target"]["kl_to_target"] == pytest.approx(0, abs=1e-12)
+    assert f"{evaluator.task.floor:.2e}" in findings.page
     assert sum(listed["policy"]) == pytest.approx(findings.methods["metrics"]["valid_mass"])
     assert f"{findings.methods['base']['kl_to_target']:.2e}" in findings.page
     assert len(findings.samples) == 2 * 80

@@ -20,7 +20,14 @@ from gfn_jax.tasks.infilling import Infilling, InfillingConfig
 from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 TINY = InfillingConfig(
-    data_dir=None, train_stories=30, validation_stories=5, test_stories=5, seed_stories=20, min_length=4, max_length=9
+    data_dir=None,
+    train_stories=30,
+    validation_stories=5,
+    test_stories=5,
+    seed_stories=20,
+    min_length=4,
+    max_length=9,
+    unlisted=0.0,
 )
 
 
@@ -88,6 +95,24 @@ def test_the_reward_is_the_likelihood_of_the_story(task, tokenizer):
         assert math.isclose(log_reward[n, len(rows[n])], expected, abs_tol=1e-3)
 
 
+def test_a_target_may_be_kept_to_what_the_generator_could_write(task, tokenizer):
+    kept = Infilling(dataclasses.replace(TINY, unlisted=7.0), tokenizer, len(tokenizer))
+    plain, support = kept.reward(None).factors
+    assert plain == task.reward(None)
+    for split in kept.splits:
+        query = jax.tree.map(lambda x: x[2:4], kept.queries(split))
+        own, other = (list(kept.candidates(split, example)) for example in (2, 3))
+        slip = next(row for row in other if row not in own)  # a sentence of another story
+        rows = [own[0], slip, slip, other[-1]]
+        ids = np.full((4, TINY.max_length + 1), task.stop_id, np.int32)
+        for row, tokens in zip(ids, rows):
+            row[: len(tokens)] = tokens
+        lengths = np.array([len(row) for row in rows])
+        rollout = teacher_force(jnp.asarray(ids), jnp.asarray(lengths), Rules(task.constraint(), task.environment))
+        found = support.log_reward(None, support.prepare(None), query, rollout)[np.arange(4), lengths]
+        assert found.tolist() == [0, -7, 0, 0]
+
+
 def test_one_sentence_is_all_that_may_be_written(task, tokenizer):
     constraint = task.constraint()
     texts = [tokenizer.decode([i]) for i in np.asarray(constraint.token_ids)]
@@ -141,6 +166,8 @@ def test_splits_share_no_beginning(task):
 def test_sections_are_checked():
     with pytest.raises(ValueError, match="seed_stories is 31"):
         dataclasses.replace(TINY, seed_stories=31)
+    with pytest.raises(ValueError, match="of ROCStories no sentences are listed"):
+        dataclasses.replace(TINY, data_dir="stories", unlisted=1.0)
     with pytest.raises(ValueError, match=r"infilling\.test_stories is 0; it must be a whole number from 1"):
         checked(InfillingConfig, vars(TINY) | {"test_stories": 0}, "infilling.")
 
