@@ -65,20 +65,20 @@ def test_prompts_have_so_many_demonstrations_and_what_does_not_fit_is_left_out(w
     monkeypatch.setattr(type(world.evaluator), "graded", graded)
     monkeypatch.setattr(baselines, "SHOTS", (0, 2, 20))
     found = prompting(world)
-    assert list(found.findings.methods) == ["base_0shot", "base_2shot"]
+    assert list(found.findings.methods) == ["shots_0", "shots_2"]
     examples = world.task.splits["demonstrations"]
     for shots, texts in zip((0, 2), asked.values(), strict=True):
         shown = "".join(example.demonstration for example in examples[:shots])
         assert texts == [shown + world.task.question("test_3", i) for i in range(2)]
-    assert set(found.left_out) == {"base_20shot", "base_0shot_cue", "base_1shot_cue"}
-    assert "the model has 160" in found.left_out["base_20shot"]
-    assert "does not know 5 of the 11 tokens" in found.left_out["base_0shot_cue"]
+    assert set(found.left_out) == {"shots_20", "step_by_step", "step_by_step_1"}
+    assert "the model has 160" in found.left_out["shots_20"]
+    assert "does not know 5 of the 11 tokens" in found.left_out["step_by_step"]
 
 
 def test_a_cue_of_words_that_the_tokenizer_knows_stands_behind_the_question(world, monkeypatch):
     monkeypatch.setattr(baselines, "SHOTS", ())
     monkeypatch.setattr(baselines, "CUE", " The answer is")
-    monkeypatch.setattr(type(world.evaluator), "diversity", lambda *args: pytest.fail("that is of base_0shot"))
+    monkeypatch.setattr(type(world.evaluator), "diversity", lambda *args: pytest.fail("that is of shots_0"))
     prompts = []
     graded = type(world.evaluator).graded
 
@@ -88,9 +88,9 @@ def test_a_cue_of_words_that_the_tokenizer_knows_stands_behind_the_question(worl
 
     monkeypatch.setattr(type(world.evaluator), "graded", kept)
     found = prompting(world)
-    assert list(found.findings.methods) == ["base_0shot_cue", "base_1shot_cue"]
+    assert list(found.findings.methods) == ["step_by_step", "step_by_step_1"]
     assert all(text.endswith("? Answer: The answer is") for texts in prompts for text in texts)
-    assert {"accuracy_3", "single_3", "chains_3", "vote_entropy_3"} <= found.findings.methods["base_0shot_cue"].keys()
+    assert {"accuracy_3", "single_3", "chains_3", "vote_entropy_3"} <= found.findings.methods["step_by_step"].keys()
     for method, metrics in found.findings.questions.items():
         for metric, values in metrics.items():
             assert np.mean(values) == pytest.approx(found.findings.methods[method][metric], abs=0.01)
@@ -137,16 +137,18 @@ def test_the_posterior_is_sampled_as_often_as_was_asked_and_says_how_much_it_cov
     """The shipped base, one demonstration: rows of it that lead to the answer. What is not covered counts as wrong."""
     world = world_of(tmp_path, "--config.certificate.proposals=64", "--config.evaluation.samples=2", model="shipped")
     found = posterior(world).findings
-    assert list(found.methods) == ["posterior", "best_of_10"]
-    covered = found.questions["posterior"]["covered_3"]
+    assert list(found.methods) == ["posterior_mode", "best_of_n"]
+    covered = found.questions["posterior_mode"]["covered_3"]
     assert len(covered) == 2
     for i, share in enumerate(covered):
         if not share:
             continue
-        texts = [s for s in found.samples if s.method == "posterior" and s.question == world.task.question("test_3", i)]
+        texts = [
+            s for s in found.samples if s.method == "posterior_mode" and s.question == world.task.question("test_3", i)
+        ]
         assert len(texts) == 2
     assert max(covered) == 100.0
-    assert found.methods["posterior"]["single_3"] > 0
+    assert found.methods["posterior_mode"]["single_3"] > 0
     none = dataclasses.replace(world.config.certificate, proposals=0)
     with pytest.raises(ValueError, match=r"certificate\.proposals is 0"):
         posterior(dataclasses.replace(world, config=dataclasses.replace(world.config, certificate=none)))
@@ -181,15 +183,15 @@ def test_a_job_leaves_what_a_run_leaves_and_validation_reads_no_test_review(tmp_
     assert (results["task"], results["method"], results["report"]) == ("subjectivity", "direct", "validation")
     assert results["steps"] == 2
     assert results["budget"]["generated_tokens"] == 0
-    assert {"supervised", "zero_shot", "base", "bayes"} <= results.keys()
+    assert {"validation", "zero_shot", "base", "bayes"} <= results.keys()
     questions = json.loads((tmp_path / "questions.json").read_text())
-    for method in ("supervised", "zero_shot", "base", "bayes"):
+    for method in ("validation", "zero_shot", "base", "bayes"):
         assert len(questions[method]["accuracy"]) == 5
         assert np.mean(questions[method]["accuracy"]) == pytest.approx(results[method]["accuracy"], abs=1e-3)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {sample["split"] for sample in samples} == {"validation"}
-    first = next(sample for sample in samples if sample["method"] == "supervised")
-    assert first["right"] == (questions["supervised"]["accuracy"][0] == 100.0)
+    first = next(sample for sample in samples if sample["method"] == "validation")
+    assert first["right"] == (questions["validation"]["accuracy"][0] == 100.0)
     assert "bayes" in capsys.readouterr().out
 
 
