@@ -34,7 +34,7 @@ from gfn_jax.models.tensor_files import resolve
 from gfn_jax.runs.budget import text_budget
 from gfn_jax.runs.config import EMConfig, PolicyRun
 from gfn_jax.runs.em import adapter_run, joined_rows
-from gfn_jax.runs.ending import leave
+from gfn_jax.runs.ending import OWN, Report, leave
 from gfn_jax.runs.rewards import build_reward
 from gfn_jax.runs.tasks import make_evaluator, make_task
 from gfn_jax.runs.weights import load_base
@@ -81,7 +81,7 @@ class World:
     base: LanguageModel
 
     @property
-    def split(self) -> str:
+    def split(self) -> Report:
         """What is reported on: test, or validation where settings are chosen."""
         return self.config.values.report
 
@@ -147,7 +147,10 @@ def opened(config: PolicyRun, workdir: pathlib.Path) -> World:
 
 
 def prompting(world: World) -> Found:
-    """`base_Kshot`: K demonstrations before the question; `base_Kshot_cue`: "Let's think step by step." behind it."""
+    """`shots_K`: K demonstrations before the question; `step_by_step`: "Let's think step by step." behind it.
+
+    `step_by_step_K` has K demonstrations too, as many as the config's k-shot base.
+    """
     task: Arithmetic = world.task
     evaluator: ArithmeticEvaluator = world.evaluator
     cue = encode_after(task.tokenizer, "Answer:", CUE)
@@ -155,7 +158,7 @@ def prompting(world: World) -> Found:
     writers: dict[str, Writer] = {}
     left_out: dict[str, str] = {}
     for shots, words in [*((shots, []) for shots in SHOTS), *((shots, cue) for shots in few_shots(world))]:
-        name = f"base_{shots}shot{'_cue' if words else ''}"
+        name = with_shots("step_by_step", shots) if words else f"shots_{shots}"
         if words and unknown:
             left_out[name] = f"the tokenizer does not know {unknown} of the {len(cue)} tokens of {CUE.strip()!r}"
             continue
@@ -167,13 +170,18 @@ def prompting(world: World) -> Found:
             writers[name] = (
                 functools.partial(shown, world, shots, words) if words else evaluator.voting(world.base, shots)
             )
-    plain = {"base_0shot": functools.partial(evaluator.diversity, world.base)}
+    plain = {"shots_0": functools.partial(evaluator.diversity, world.base)}
     return Found(compared(world, writers, plain), left_out=left_out)
 
 
 def few_shots(world: World) -> list[int]:
     """Numbers of demonstrations: none, and as many as the k-shot base has."""
     return sorted({0, world.config.evaluation.shots})
+
+
+def with_shots(name: str, shots: int) -> str:
+    """A method's name; with its demonstrations, if there are any."""
+    return f"{name}_{shots}" if shots else name
 
 
 def check_shown(world: World, shots: int, more: int) -> None:
@@ -196,17 +204,17 @@ def plain_query(world: World, shots: int, split: str) -> Query:
 
 
 def decoding(world: World) -> Found:
-    """The base decoded otherwise, without demonstrations and with as many as the k-shot base has.
+    """The base decoded otherwise: without demonstrations and, `_K`, with as many as the config's k-shot base has.
 
-    `cot_Kshot`: chain-of-thought decoding, ten paths whose answers vote with their confidence; `beam_Kshot`: the best
-    of ten beams.
+    `cot_decoding`: chain-of-thought decoding, ten paths whose answers vote with their confidence; `beam`: the best of
+    ten beams. Where a tool writes the answers, the confidence is of what the base would have written in their place.
     """
     answer = NumberBehind.from_tokenizer(world.task.tokenizer)
     writers: dict[str, Writer] = {}
     for shots in few_shots(world):
         query_of = functools.partial(plain_query, world, shots)
-        for name, sampler, kept in (("cot", CoTDecoding(answer, aggregate=True), PATHS), ("beam", Beam(), 1)):
-            writers[f"{name}_{shots}shot"] = drawn_by(world, sampler, query_of, kept=kept)
+        for name, sampler, kept in (("cot_decoding", CoTDecoding(answer, aggregate=True), PATHS), ("beam", Beam(), 1)):
+            writers[with_shots(name, shots)] = drawn_by(world, sampler, query_of, kept=kept)
     return Found(compared(world, writers, {}))
 
 
@@ -253,10 +261,10 @@ def drawn_by(
 def posterior(world: World) -> Found:
     """What knows the answer: no rival, but what a rival could at best be distilled from.
 
-    `posterior`: votes of exact samples of p(Z | X, Y), by rejection from the base (`samplers.selection`): as many a
-    question as the evaluator samples, of at most certificate.proposals proposals. A question of which none was accepted
-    counts as wrong; `covered_K` is the share, in percent, of those that have as many as vote. `best_of_10`: of ten rows
-    of the base with the reward's demonstrations the one with the largest p(Z Y | X).
+    `posterior_mode`: votes of exact samples of p(Z | X, Y), by rejection from the base (`samplers.selection`), as
+    many a question as the evaluator samples, of at most certificate.proposals proposals. A question of which none was
+    accepted counts as wrong; `covered_K` is the share, in percent, of those that have as many as vote. `best_of_n`: of
+    ten rows of the base with the reward's demonstrations the one with the largest p(Z Y | X).
 
     Raises:
         ValueError: the reward is not one that the base is an exact proposal for.
@@ -293,7 +301,7 @@ def posterior(world: World) -> Found:
         return covered | (measure_diversity(task, split, several) if several else {})
 
     best = drawn_by(world, BestOfN(reward), query_of, prepared, batch=QUESTIONS)
-    return Found(compared(world, {"posterior": exact, f"best_of_{PATHS}": best}, {"posterior": more}))
+    return Found(compared(world, {"posterior_mode": exact, "best_of_n": best}, {"posterior_mode": more}))
 
 
 def compared(world: World, writers: Mapping[str, Writer], more: Mapping[str, More]) -> Findings:
@@ -307,9 +315,9 @@ def compared(world: World, writers: Mapping[str, Writer], more: Mapping[str, Mor
 def direct(world: World) -> Found:
     """Labels without rationales.
 
-    `supervised`: an adapter trained on "This review is {label}." of the training reviews, by the steps, batch and rate
-    of the config's `em`; `zero_shot`, `few_shot` and `base` (its own rationales): the base; `bayes`: the best possible,
-    where the reviews are generated.
+    By the name of a run's own policy (`runs.ending.OWN`): an adapter trained on "This review is {label}." of the
+    training reviews, by the steps, batch and rate of the config's `em`. `zero_shot`, `few_shot` and `base` (its own
+    rationales): the base. `bayes`: the best possible, where the reviews are generated.
     """
     config, split = world.config, world.split
     task: Subjectivity = world.task
@@ -318,15 +326,16 @@ def direct(world: World) -> Found:
     trained, facts = supervised(world)
     probabilities = evaluator.direct(trained, split)
     found = evaluator.baselines(world.base, split)
-    methods = {"supervised": evaluator.describe_direct(probabilities, truth), **found.methods}
-    questions = {"supervised": evaluator.direct_questions(probabilities, truth), **found.questions}
+    own = OWN[split]
+    methods = {own: evaluator.describe_direct(probabilities, truth), **found.methods}
+    questions = {own: evaluator.direct_questions(probabilities, truth), **found.questions}
     if config.task.data_dir is None:
         guesses = np.array([bayes_label(task.review(split, i)) for i in range(len(truth))])
         questions["bayes"] = {"accuracy": (100.0 * (guesses == truth)).tolist()}
         methods["bayes"] = {"accuracy": float(np.mean(questions["bayes"]["accuracy"]))}
     said = probabilities.argmax(1)[:SHOWN_QUESTIONS]
     samples = [
-        Sample("supervised", split, task.review(split, i), "", bool(label == truth[i]), task.labels[label])
+        Sample(own, split, task.review(split, i), "", bool(label == truth[i]), task.labels[label])
         for i, label in enumerate(said)
     ]
     rows = [(name, values["accuracy"]) for name, values in methods.items() if "accuracy" in values]
