@@ -1,12 +1,12 @@
 r"""Settings of a method, chosen on validation questions: every trial is written down (`gfn_jax/studies/tuning.py`).
 
-python -m gfn_jax.commands.tune --config=configs/arith.py:tiny --algorithm=sft --workdir=runs/tune/arithmetic-sft
+python -m gfn_jax.commands.tune --config=configs/arith.py:tiny --algorithm=sft
 
---algorithm         a config's algorithm; m_step or supervised (subjectivity, with configs/subj.py:em)
+--algorithm         a config's algorithm; em or direct (subjectivity, with configs/subj.py:em)
 --trials=N          how many, the config as it stands being the first; the same for all methods that are compared
 --seeds=10,11       of every trial; reports use others
 --config.KEY=VALUE  changes one value of the config in all trials
---workdir=DIR       where the trials run; the same command goes on with what was interrupted
+--workdir=DIR       where the trials run, runs/tune/TASK-METHOD by default; what was interrupted there goes on
 --out=FILE          gfn_jax/studies/tuned/TASK-METHOD.json by default, written after every trial
 --workers=N         runs at once, each on one thread
 """
@@ -14,6 +14,7 @@ python -m gfn_jax.commands.tune --config=configs/arith.py:tiny --algorithm=sft -
 import contextlib
 import datetime
 import pathlib
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -26,12 +27,13 @@ from gfn_jax.commands.progress import progress
 from gfn_jax.commands.reproduce import checkout, machine, meaning
 from gfn_jax.errors import TrainingStopped
 
-EXAMPLE = "--config=FILE:preset --algorithm=NAME --workdir=DIR"
+EXAMPLE = "--config=FILE:preset --algorithm=NAME"
 TEXT = {
     "algorithm": (None, "the method"),
     "workdir": (None, "where the trials run"),
     "out": (None, "the file that they are written down in"),
 }
+PLACE = re.compile("--?(workdir|out|workers)=")  # where, and how many at once: what is found does not depend on it
 NUMBERS = {"trials": (8, "how many"), "workers": (2, "runs at once")}
 
 
@@ -46,7 +48,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
     Raises:
         flags.Error: an unknown flag, or a value of the wrong type.
-        ValueError: no config, method or workdir, a number that makes no sense, or words that are no flag.
+        ValueError: no config or method, a number that makes no sense, or words that are no flag.
         KeyError, AttributeError: a config key that is not there.
         OSError: a config file that is not there.
     """
@@ -55,7 +57,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_list("seeds", ["10", "11"], "of every trial", flag_values=values)
     flags.DEFINE_string("source", source, "the config's name", flag_values=values)
     define_config(values, words, source)
-    needed = dict.fromkeys(("config", "algorithm", "workdir"), f"write {EXAMPLE}")
+    needed = dict.fromkeys(("config", "algorithm"), f"write {EXAMPLE}")
     values = cli.read(values, words, EXAMPLE, **needed)
     for name in ("trials", "workers"):
         if not values.help and values[name].value < 1:
@@ -73,21 +75,24 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterator[str]:
     task, name, seeds = config["task"], values.algorithm, tuple(map(int, values.seeds))
     tuning.method_of(task, name)
     given = [f"--config.{key}={tuning.value_of(config, key)}" for key in given_keys(values)]
-    root, workdir = checkout(), pathlib.Path(values.workdir).resolve()
+    root, workdir = checkout(), pathlib.Path(values.workdir or f"runs/tune/{task}-{name}").resolve()
     overrides = [tuning.draw(task, name, number, config) for number in range(values.trials)]
     with contextlib.chdir(root):
         planned = [
             plan.make_plan(tuning.trial_jobs(task, name, values.source, own, number, given, seeds), workdir, meaning)
             for number, own in enumerate(overrides)
         ]
-    out = pathlib.Path(values.out) if values.out else tuning.TUNED / f"{task}-{name}.json"
+    out = pathlib.Path(values.out) if values.out else tuning.file_of(task, name)
     facts = {
         "task": task,
         "config": values.source,
         "given": given,
         "method": name,
+        "start": {key: tuning.value_of(config, key) for key in tuning.METHODS[name].space},
         "seeds": list(seeds),
-        "command": shlex.join(["python", "-m", "gfn_jax.commands.tune", *argv[1:]]),
+        "command": shlex.join(
+            ["python", "-m", "gfn_jax.commands.tune", *(word for word in argv[1:] if not PLACE.match(word))]
+        ),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }

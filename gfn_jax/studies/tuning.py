@@ -94,8 +94,8 @@ OWN: Mapping[str, Space] = {
 OF_M_STEP: Space = {"em.learning_rate": Factor(0.25, 4.0), "em.steps": Factor(0.5, 2.0)}
 METHODS: Mapping[str, Method] = {
     **{name: Method({**COMMON, **own}, {"algorithm": name}) for name, own in OWN.items()},
-    "m_step": Method(OF_M_STEP, {"em.rounds": 1}),
-    "supervised": Method(OF_M_STEP, module="gfn_jax.commands.baselines", flags=("--what=direct",), found="supervised"),
+    "em": Method(OF_M_STEP, {"em.rounds": 1}),
+    "direct": Method(OF_M_STEP, module="gfn_jax.commands.baselines", flags=("--what=direct",), found="supervised"),
 }
 # Task -> the validated value that counts, and which way is better.
 SCORES: Mapping[str, tuple[str, Literal["more", "less"]]] = {
@@ -239,7 +239,7 @@ def record_of(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, A
     Raises:
         ValueError: there are none.
     """
-    path = folder / f"{task}-{name}.json"
+    path = file_of(task, name, folder)
     if not path.exists():
         command = f"python -m gfn_jax.commands.tune --algorithm={name}"
         raise ValueError(f"there are no trials of {name} on {task} in {folder}; {command} makes them")
@@ -248,9 +248,15 @@ def record_of(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, A
 
 
 def tuned(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, Any]:
-    """What the trials of a method have chosen, key of the config -> value; nothing where the config as it stands won.
+    """What the trials of a method have chosen, key of the config -> value.
 
-    Raises:
-        ValueError: there are no trials.
+    Nothing where the config as it stood was the best, and where there were no trials (`protocol.check_trials`).
     """
+    if not file_of(task, name, folder).exists():
+        return {}
     return dict(record_of(task, name, folder)["chosen"])
+
+
+def file_of(task: str, name: str, folder: pathlib.Path = TUNED) -> pathlib.Path:
+    """Where the trials of a method are written down."""
+    return folder / f"{task}-{name}.json"
