@@ -116,6 +116,8 @@ class Study:
         figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.
         texts: what is sampled, as (title, lines), from what those of its jobs have left that have finished.
         others: jobs that those of the rows need, and that no row shows.
+        differing: keys of the config in which its rows may differ, though they are compared (`protocol`): what it is
+            about.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Study:
     figure_columns: tuple[str, ...] = ()
     texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
     others: tuple[Job, ...] = ()
+    differing: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:

@@ -600,6 +600,7 @@ class Arithmetic:
             lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands"),
             figure="bars",
             figure_columns=("accuracy_5",),
+            differing=("arithmetic.stop_after_number",),
         )
 
 
