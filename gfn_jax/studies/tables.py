@@ -110,7 +110,7 @@ GROUPS = {"compare": ("diversity", "labels", "tokens", "misspecified")}
 def random_numbers(make: Maker) -> Study:
     """Figure 2."""
     gflownet = make.jobs("numbers/gflownet", "rng", tuned("random_numbers", "gflownet"), seconds=110)
-    ppo = make.jobs("numbers/ppo", "rng", {"algorithm": "ppo", **tuned("random_numbers", "ppo")}, seconds=60)
+    ppo = make.jobs("numbers/ppo", "rng:ppo", tuned("random_numbers", "ppo"), seconds=60)
     valid, kl = "valid_mass", "kl_to_target"
     return Study(
         "fig2",
