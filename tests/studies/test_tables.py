@@ -1,4 +1,4 @@
-"""The studies that there are: the names that are promised, jobs that the launcher takes, lessons that follow numbers."""
+"""The studies that there are: names that are promised, jobs that the launcher takes, lessons that follow numbers."""
 
 import dataclasses
 
