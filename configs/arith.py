@@ -6,7 +6,9 @@
 
 Presets:
 
-    :tiny     the model that the project ships, on a laptop (default)
+    :tiny     tiny-arithmetic-weak, which the project ships, on a laptop (default): its commonest ways to go on are wrong,
+              with demonstrations too, and its posterior is right
+    :prompted tiny-arithmetic: it repeats the question, and shown three demonstrations it solves every one
     :paper    instruct GPT-J 6B with the paper's hyperparameters (Table E.2): 80 GB, or 8 x 16 GB with
               --config.mesh.fsdp=8; --config.model.quantize=int8 or nf4 for less
     :ppo      the paper's PPO in its place: the same model by the numbers of its appendix E
@@ -27,6 +29,7 @@ GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     presets = {
         "tiny": tiny,
+        "prompted": prompted,
         "paper": paper,
         "ppo": ppo,
         "gpt2": lambda: paper("gpt2"),
@@ -41,10 +44,10 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 def tiny() -> ml_collections.ConfigDict:
     config = policy_config("arithmetic")
-    config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
+    config.steps = 80
     config.log_every = 5
     config.save_every = 20
-    config.model.path = "tiny-arithmetic"
+    config.model.path = "tiny-arithmetic-weak"
     config.arithmetic = {
         "data_dir": ml_collections.config_dict.placeholder(str),
         "seed_demonstrations": 47,
@@ -81,6 +84,14 @@ def tiny() -> ml_collections.ConfigDict:
         "shots": 3,
         "seed": 0,
     }
+    return config
+
+
+def prompted() -> ml_collections.ConfigDict:
+    """What a prompt can do, amortised: no posterior is needed for it."""
+    config = tiny()
+    config.model.path = "tiny-arithmetic"
+    config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
     return config
 
 
