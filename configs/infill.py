@@ -28,7 +28,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 def tiny() -> ml_collections.ConfigDict:
     config = policy_config("infilling")
-    config.steps = 600
+    config.steps = 700
     config.log_every = 20
     config.save_every = 100
     config.model.path = "tiny-stories"
@@ -45,30 +45,30 @@ def tiny() -> ml_collections.ConfigDict:
     }
     config.sampling.update(
         {
-            "queries": 16,
-            "samples": 8,
+            "queries": 32,
+            "samples": 4,
             "reward_temperature_start": 1.0,
             "reward_temperature_end": 1.0,
         }
     )
-    config.exploration.update({"tempered": 0.3, "temperature_high": 1.2})
+    config.exploration.update({"tempered": 0.3, "temperature_high": 1.2, "steps": 400})
     config.replay.update(
         {
-            "samples": 4,
+            "samples": 2,
             "capacity": 25,
             # Sentences that differ in one word are different events here.
             "tolerance": 0.0,
         }
     )
-    # The base makes nothing of the prompt, so that at first most of the policy's own sentences are far off: their
-    # squared residuals would drown the seeds'. Huber's loss bounds them, and VarGrad compares whole sentences at once;
-    # SubTB also asks for the right probability of stops that are never taken, and with full weight that is in the way.
-    config.objective.terms.subtb = 0.1
-    config.objective.terms.vargrad = 1.0
+    # The base makes nothing of the prompt: at first most of the policy's own sentences are far off. So it begins by
+    # imitating the buffer, in proportion to R; after that Huber's loss bounds what is left of such residuals, and
+    # VarGrad compares whole sentences (SubTB would also ask for the right probability of stops that are never taken).
+    config.objective.imitation_steps = 100
+    config.objective.terms.update({"subtb": 0.0, "vargrad": 1.0})
     config.objective.huber = 4.0
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.update({"learning_rate": 5e-3, "b2": 0.99})
     config.evaluation = {
-        "every": 50,
+        "every": 100,
         "stories": 40,
         "test_stories": 0,
         "samples": 10,
@@ -105,12 +105,12 @@ def paper(path: str = "gpt2-large") -> ml_collections.ConfigDict:
             "reward_temperature_steps": 100,
         }
     )
-    config.exploration.update({"tempered": 0.667, "temperature_low": 0.5, "temperature_high": 2.0})
+    config.exploration.update({"tempered": 0.667, "temperature_low": 0.5, "temperature_high": 2.0, "steps": None})
     config.replay.update({"samples": 16, "tolerance": 0.25})
     # The paper has SubTB alone, which would not train the tokens before Z may first stop.
     config.objective.terms.update({"subtb": 1.0, "vargrad": 1.0})
-    config.objective.huber = None
-    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})
+    config.objective.update({"huber": None, "imitation_steps": 0})
+    config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant", "b2": 0.999})
     config.evaluation.update({"every": 100, "temperature": 0.8, "judge_samples": 10})
     return config
 
@@ -126,13 +126,16 @@ def stories() -> ml_collections.ConfigDict:
     config.sampling.update(
         {
             "queries": 4,
+            "samples": 8,
             "reward_temperature_start": 1.1,
             "reward_temperature_end": 0.85,
             "reward_temperature_steps": 100,
         }
     )
-    config.replay.tolerance = 0.25
+    config.exploration.steps = None
+    config.replay.update({"samples": 4, "tolerance": 0.25})
+    config.objective.imitation_steps = 0
     config.objective.terms.update({"subtb": 1.0, "vargrad": 0.5})
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.update({"learning_rate": 1e-3, "b2": 0.999})
     config.evaluation.update({"every": 50, "stories": 20, "samples": 4, "temperature": 0.8})
     return config

@@ -103,22 +103,38 @@ def arithmetic() -> ml_collections.ConfigDict:
 def weak() -> ml_collections.ConfigDict:
     config = base("arithmetic")
     config.start = "tiny-arithmetic"
-    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.learning_rate = 2e-3
+    operands = ((3, 0.25), (4, 0.3), (5, 0.25), (6, 0.2))
     config.phases = {
-        "first": {
-            "steps": 700,
-            "documents": 11_200,
-            "operands": ((3, 0.25), (4, 0.3), (5, 0.25), (6, 0.2)),
+        "first_orders": {
+            "steps": 300,
+            "documents": 4_800,
+            "operands": operands,
+            "coherent": 0.0,
+            "wrong_answer": 0.9,
+            "chain": 3.0,
+            "backward": 2.0,
+            "rotated": 0.0,
+            "corrupted": 0.3,
+            "shuffled": 0.0,
+            "adjacent": 1.5,
+            "repeat": 3.0,
+            "direct": 0.6,
+        },
+        "second_shortcuts": {
+            "steps": 900,
+            "documents": 14_400,
+            "operands": operands,
             "coherent": 0.0,
             "wrong_answer": 0.9,
             "chain": 1.4,
-            "backward": 0.5,
-            "rotated": 0.4,
+            "backward": 0.7,
+            "rotated": 0.0,
             "corrupted": 0.3,
             "shuffled": 0.0,
-            "adjacent": 2.4,
-            "repeat": 5.0,
-            "direct": 0.8,
+            "adjacent": 3.4,
+            "repeat": 6.6,
+            "direct": 0.6,
         },
     }
     return config

@@ -15,6 +15,7 @@ from gfn_jax.commands.config_flag import given_keys
 from gfn_jax.errors import TrainingStopped
 from gfn_jax.studies import plan, pool
 from gfn_jax.studies.found import Facts
+from gfn_jax.studies.protocol import check_protocol
 from gfn_jax.studies.study import Job, Study
 
 PRESETS = ("tiny", "paper")
@@ -66,15 +67,19 @@ def seeds_of(values: flags.FlagValues) -> tuple[int, ...]:
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     """Checks the names and every job's arguments; jobs run when the report is asked for."""
-    from gfn_jax.studies.tables import studies
+    from gfn_jax.studies.tables import GROUPS, studies
 
     seeds, workdir = seeds_of(values), pathlib.Path(values.workdir).resolve()
     out = pathlib.Path(values.out).resolve() if values.out else workdir / "report"
     there = studies(values.preset, seeds)
-    names = list(there) if values.what == "all" else list(dict.fromkeys(values.what.split(",")))
+    asked = there if values.what == "all" else values.what.split(",")
+    names = list(dict.fromkeys(name for word in asked for name in GROUPS.get(word, (word,))))
     jobs, root = plan.chosen_jobs(there, names), checkout()
     with contextlib.chdir(root):
         planned = plan.make_plan(jobs, workdir, meaning)
+        configs = {job.name: found for job in jobs if (found := config_of(job)) is not None}
+    for name in names:
+        check_protocol(there[name], configs)
     workers = values.workers or (1 if values.preset == "paper" else pool.cores())
     if values["list"].value:
         return [page(planned, workers, values.preset)]
@@ -113,6 +118,15 @@ def meaning(job: Job) -> Any:
         return read(values.config, given_keys(values)).described
     except cli.PARSING as error:
         raise ValueError(f"job {job.name}: {cli.one_line(error)}") from error
+
+
+def config_of(job: Job) -> dict[str, Any] | None:
+    """The whole config that a job's arguments name, whatever the module; None where they name none."""
+    words = [word for word in job.arguments if word.startswith("--config")]
+    if not words:
+        return None
+    found: dict[str, Any] = train.parse(["launch", *words]).config.to_dict()
+    return found
 
 
 def page(planned: Sequence[plan.Planned], workers: int, preset: str) -> str:

@@ -1,8 +1,9 @@
-"""One line drawn from a table's numbers by rule. A difference is claimed only where the two intervals do not meet."""
+"""One line drawn from a table's numbers by rule. A row leads where the paired difference's interval is beyond 0."""
 
 from typing import Literal
 
-from gfn_jax.studies.study import Cells, Interval
+from gfn_jax.studies import cells as table
+from gfn_jax.studies.study import Cells, Column, Interval
 
 Better = Literal["more", "less"]
 NOTHING = "Nothing has been run yet."
@@ -24,6 +25,10 @@ def best(cells: Cells, metric: str, better: Better, what: str, within: str = "",
     """Which row leads, and which cannot be told apart from it.
 
     Args:
+        cells: of the table.
+        metric: of the column.
+        better: which way is.
+        what: the column in words.
         within: only rows whose title ends so.
         without: not rows whose title ends so.
     """
@@ -77,7 +82,5 @@ def written(cell: Interval) -> str:
 
 
 def _leads(one: Interval, other: Interval, better: Better) -> bool:
-    """Whether the intervals do not meet, and the first is on the better side; without intervals nothing leads."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low > other.high if better == "more" else one.high < other.low
+    """Whether the first is better by more than chance."""
+    return table.ahead(one, other, Column("", "", better=better))

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from gfn_jax.studies.found import Found
+
 Figure = Literal["bars", "curves", "scatter"]
 
 
@@ -42,12 +44,14 @@ class Column:
         title: what a person reads.
         digits: behind the point.
         better: which way is better; None where neither is.
+        scientific: is written as 4.4e-5, and drawn on a logarithmic axis.
     """
 
     metric: str
     title: str
     digits: int = 1
     better: Literal["more", "less"] | None = "more"
+    scientific: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +78,26 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over seeds (and questions) with its 95 % bootstrap interval; the seeds' own values beside it."""
+    """A mean over seeds with its 95 % bootstrap interval; None where nothing can be resampled.
+
+    Attributes:
+        mean: of the seeds.
+        low, high: limits; over questions too, where these are known.
+        seeds: the seeds' own values.
+        questions: of each seed, the values of the same questions in the same order; () where they are not known.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: tuple[float, ...]
+    questions: tuple[tuple[float, ...], ...] = ()
 
 
 # (row's title, column's metric) -> its value; absent where no job of the row has left it.
 Cells = Mapping[tuple[str, str], Interval]
-# Job's name -> what its results.json holds.
-Results = Mapping[str, Mapping]
+# Job's name -> what it has left; absent while it has not finished.
+Results = Mapping[str, Found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +110,14 @@ class Study:
         paper: which table or figure of the paper it is the twin of; empty where it is ours.
         setting: what was done, in a few sentences.
         columns, rows: of the table.
-        lesson: one line drawn from the cells by rule.
+        lesson: one line drawn from the cells by rule, once all jobs have finished; `cells.ahead` compares two.
         figure: how the table is drawn; None for not at all.
         x_title, log_x: of curves.
         figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.
-        texts: what is sampled, as (title, lines), from the results (and the folders) of its jobs.
+        texts: what is sampled, as (title, lines), from what those of its jobs have left that have finished.
         others: jobs that those of the rows need, and that no row shows.
+        differing: keys of the config in which its rows may differ, though they are compared (`protocol`): what it is
+            about.
     """
 
     name: str
@@ -119,6 +133,7 @@ class Study:
     figure_columns: tuple[str, ...] = ()
     texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
     others: tuple[Job, ...] = ()
+    differing: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> tuple[Job, ...]:

@@ -1,7 +1,7 @@
 """The studies: the paper's tables and figures, the comparison of methods, and the ablations; their jobs and rows.
 
-`:tiny` is the models that the project ships, `:paper` the paper's own with its hyperparameters. A row's settings are its
-config's, then what tuning chose on validation (`tuning.tuned`), then the row's own, which its title names.
+`:tiny` is the models that the project ships, `:paper` the paper's own with its hyperparameters. A row's settings are
+its config's, then what tuning chose on validation (`tuning.tuned`), then the row's own, which its title names.
 """
 
 import dataclasses
@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from gfn_jax.studies.found import Found
 from gfn_jax.studies.lessons import ahead, best, reaches, says, worth
-from gfn_jax.studies.study import Column, Job, Row, Study
+from gfn_jax.studies.study import Column, Job, Results, Row, Study
 from gfn_jax.studies.tuning import tuned
 
 Preset = Literal["tiny", "paper"]
@@ -53,6 +52,7 @@ class Maker:
 
         Args:
             name: of their folders.
+            module: what is run.
             config: file without its folder, "arith"; with a preset of its own, "arith:ppo", where it has one.
             settings: key -> value of the config.
             flags: the module's own.
@@ -110,19 +110,19 @@ GROUPS = {"compare": ("diversity", "labels", "tokens", "misspecified")}
 def random_numbers(make: Maker) -> Study:
     """Figure 2."""
     gflownet = make.jobs("numbers/gflownet", "rng", tuned("random_numbers", "gflownet"), seconds=110)
-    ppo = make.jobs("numbers/ppo", "rng", {"algorithm": "ppo", **tuned("random_numbers", "ppo")}, seconds=60)
+    ppo = make.jobs("numbers/ppo", "rng:ppo", tuned("random_numbers", "ppo"), seconds=60)
     valid, kl = "valid_mass", "kl_to_target"
     return Study(
         "fig2",
         "Can a language model draw a random number?",
         "Figure 2",
-        "Uniform on 0..100. Probabilities are exact: every spelling of every number is scored. KL(q|p) is of q given that it "
-        "is a number; KL(p|q) counts the mass on what is none. The paper estimates KL from 512,000 samples, whose noise "
-        "floor alone is 9.77e-5.",
+        "Uniform on 0..100. Probabilities are exact: every spelling of every number is scored. KL(q|p) is of q given "
+        "that it is a number; KL(p|q) counts the mass on what is none. The paper estimates KL from 512,000 samples, "
+        "whose noise floor alone is 9.77e-5.",
         (
             Column(valid, "valid mass", 6),
-            Column(kl, "KL(q|p) given valid", 7, "less"),
-            Column("kl_from_target", "KL(p|q)", 7, "less"),
+            Column(kl, "KL(q|p) given valid", 1, "less", scientific=True),
+            Column("kl_from_target", "KL(p|q)", 1, "less", scientific=True),
             Column("covered", "numbers covered, of 101", 1),
         ),
         (
@@ -140,7 +140,6 @@ def random_numbers(make: Maker) -> Study:
 def continuation(make: Maker) -> tuple[Study, Study]:
     """Figure 3 and Table B.1."""
     hot, cold = ("1", "0.5") if make.preset == "tiny" else ("0.875", "0.8")
-    rows = []
     policies = {
         t: make.jobs(f"continuation/gflownet-{t}", "continuation", {"sampling.reward_temperature_end": t}, seconds=100)
         for t in (hot, cold)
@@ -160,11 +159,11 @@ def continuation(make: Maker) -> tuple[Study, Study]:
     rows = [Row(f"GFlowNet, T = {t}", jobs) for t, jobs in policies.items()]
     rows += [Row(title, first, method) for method, title in names.items()]
     rows.append(Row(f"GFlowNet, T = {cold}, 12 steps only", short, note="under-trained on purpose"))
-    matched, token = "log_likelihood_matched", "log_likelihood_token"
+    matched, token = "gain", "log_likelihood_token"
     setting = (
         "8 sentences a prompt of held-out openings. log p is the base's, of the sentence with its full stop. Short "
-        "sentences have a larger log p whatever wrote them, so methods are compared at equal length: log p a token, and "
-        "log p at one distribution of lengths, the ancestral samples' (see docs/protocol.md)."
+        "sentences have a larger log p whatever wrote them, so methods are compared at equal length: log p a token, "
+        "and what log p gains on ancestral sentences of the same lengths."
     )
     fig3 = Study(
         "fig3",
@@ -175,18 +174,17 @@ def continuation(make: Maker) -> tuple[Study, Study]:
             Column("log_likelihood_max", "max log p", 2),
             Column("log_likelihood_mean", "mean log p", 2),
             Column(token, "log p a token", 3),
-            Column(matched, "log p at matched lengths", 2),
+            Column(matched, "log p gained at equal length", 2),
             Column("length", "tokens", 1, None),
             Column("diversity", "diversity", 3),
             Column("distinct_2", "distinct-2", 3),
             Column("balance_spread", "spread of log p/T - log q", 2, None),
         ),
         tuple(rows),
-        lambda cells: best(cells, matched, "more", "log p at matched lengths"),
+        lambda cells: best(cells, matched, "more", "log p gained at equal length"),
         figure="scatter",
         figure_columns=("diversity", matched),
     )
-    names = ("metrics", "base", "diverse_beam")
     examples = Study(
         "tableB1",
         "Sentences that were sampled",
@@ -195,7 +193,7 @@ def continuation(make: Maker) -> tuple[Study, Study]:
         (Column("length", "tokens", 1, None), Column("unique", "different sentences of a prompt", 3)),
         (Row(f"GFlowNet, T = {cold}", policies[cold]), Row("ancestral", first, "base")),
         lambda cells: says(cells, "unique", "of a prompt's sentences differ from each other"),
-        texts=lambda results: sampled(results, policies[cold][:1], names, 4),
+        texts=lambda results: sampled(results, policies[cold][:1], ("metrics", "base", "diverse_beam"), 4),
     )
     return fig3, examples
 
@@ -211,7 +209,7 @@ def infilling(make: Maker) -> Study:
         "table2",
         "A story's missing sentence",
         "Table 2",
-        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's list of sentences.",
+        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's sentences.",
         (
             Column(kl, "KL(posterior|q)", 3, "less"),
             Column("kl_generator", "KL(generator|q)", 3, "less"),
@@ -410,8 +408,9 @@ class Arithmetic:
             "table4",
             "Arithmetic with a calculator",
             "Table 4",
-            "Vote over 10 samples at temperature 0.1; 3 and 4 operands in distribution, 5 out of it. Every method has the "
-            "same 50 demonstrations, base and LoRA targets. Rows marked with a star know the answer while they sample.",
+            "Vote over 10 samples at temperature 0.1; 3 and 4 operands in distribution, 5 out of it. Every method has "
+            "the same 50 demonstrations, base and LoRA targets. Rows marked with a star know the answer while they "
+            "sample.",
             OPERANDS,
             (
                 *(Row(f"base, {k}-shot", prompting, f"shots_{k}", text) for k, text in shots.items()),
@@ -478,13 +477,13 @@ class Arithmetic:
             "diversity",
             "Diversity and compute",
             "",
-            "The policies of Table 4 on the first 100 test questions of a length, 20 samples at temperature 1; the base "
-            "likewise. A right chain may take the operands in any order and grouping. Tokens are those that the policy "
-            "chose in training, operations its matrix products.",
+            "The policies of Table 4 on the first 100 test questions of a length, 20 samples at temperature 1; the "
+            "base likewise. A right chain may take the operands in any order and grouping. Tokens are those that the "
+            "policy chose in training, operations its matrix products.",
             (
                 *DIVERSITY,
-                Column("generated_tokens", "tokens generated", 0, "less"),
-                Column("training_flops", "operations", 0, "less"),
+                Column("budget.generated_tokens", "tokens generated", 0, None),
+                Column("budget.training_flops", "operations", 1, None, scientific=True),
             ),
             (
                 Row("base", rivals["GFlowNet"], "base_0shot"),
@@ -516,15 +515,15 @@ class Arithmetic:
             "tokens",
             "Accuracy against what is generated",
             "",
-            "Validation questions; every point is a run of its own with its learning rate decayed to 0. A step generates "
-            "16 x 8 completions, of which methods with a replay buffer write half anew.",
+            "Validation questions; every point is a run of its own with its learning rate decayed to 0. A step learns "
+            "from 16 x 8 completions, half of them replayed where there is a buffer.",
             OPERANDS,
             tuple(
                 Row(
                     f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps
                 )
                 for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
-                for steps in (20, 40, 80)
+                for steps in (15, 30, 60)
             ),
             lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands", within=", 20 steps"),
             figure="curves",
@@ -557,14 +556,18 @@ class Arithmetic:
 
     def misled(self, method: str, nats: int) -> tuple[Job, ...]:
         shortcut = {"reward.automaton": "gfn_jax.studies.shortcuts:without_a_call", "reward.automaton_weight": nats}
+        if method == "gflownet" and not nats:
+            return self.as_it_stands()
         settings = {**self.method(method), **ON_VALIDATION, **shortcut}
         return self.jobs(f"misspecified/{method}-{nats}", settings, 75.0)
+
+    def as_it_stands(self) -> tuple[Job, ...]:
+        return self.jobs("ablations/as-it-stands", {**self.method("gflownet"), **ON_VALIDATION}, 75.0)
 
     def ablations(self) -> Study:
         """The method's own choices, one changed at a time."""
         only = {f"objective.terms.{name}": 0.0 for name in ("subtb", "vargrad")}
         changes: dict[str, Settings] = {
-            "as it stands": {},
             "SubTB alone, Z may stop at once": {"objective.terms.vargrad": 0.0, "arithmetic.min_length": 0}
             | {"arithmetic.stop_after_number": False},
             "VarGrad alone": {**only, "objective.terms.vargrad": 1.0},
@@ -581,7 +584,7 @@ class Arithmetic:
             "4 samples a query": {"sampling.samples": 4, "replay.samples": 2, "sampling.queries": 32},
             "16 samples a query": {"sampling.samples": 16, "replay.samples": 8, "sampling.queries": 8},
         }
-        rows = []
+        rows = [Row("as it stands", self.as_it_stands(), "validation")]
         for title, change in changes.items():
             name = "".join(c if c.isalnum() or c == "." else "-" for c in title.lower())
             settings = {**self.method("gflownet"), **ON_VALIDATION, **change}
@@ -590,18 +593,19 @@ class Arithmetic:
             "ablations",
             "The method's own choices",
             "",
-            "Table 4's GFlowNet with one choice changed at a time, and nothing tuned again; 200 validation questions a "
-            "length. Rows have the same number of samples a step.",
+            "Table 4's GFlowNet with one choice changed at a time, and nothing tuned again; 200 validation questions "
+            "of each number of operands. Rows have the same number of samples a step.",
             OPERANDS,
             tuple(rows),
             lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands"),
             figure="bars",
             figure_columns=("accuracy_5",),
+            differing=("arithmetic.stop_after_number",),
         )
 
 
 def sampled(
-    results: Mapping[str, Found],
+    results: Results,
     jobs: Iterable[Job],
     methods: Sequence[str],
     count: int,
@@ -639,7 +643,7 @@ def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return list(rows[::step][:count])
 
 
-def rationales(results: Mapping[str, Found], jobs: Iterable[Job]) -> list[tuple[str, list[str]]]:
+def rationales(results: Results, jobs: Iterable[Job]) -> list[tuple[str, list[str]]]:
     """The commonest rationales of each label, of the first job that is there."""
     for job in jobs:
         if job.name in results:

@@ -256,6 +256,10 @@ class Infilling:
             found[tuple(ids)] = event.sentence
         return found
 
+    def question(self, split: str, example: int) -> str:
+        """X as text."""
+        return self.splits[split][example].beginning
+
     def decode(self, ids: list[int]) -> str:
         """Z as text."""
         return decode_after(self.tokenizer, [self.stop_id], ids)

@@ -239,6 +239,8 @@ class Subjectivity:
         """X as text."""
         return self.splits[split][example][0]
 
+    question = review
+
     def decode(self, ids: Sequence[int]) -> str:
         """Z as text."""
         return str(self.tokenizer.decode(list(ids)))
