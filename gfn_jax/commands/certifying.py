@@ -107,7 +107,8 @@ def policy_run(saved: SavedRun) -> PolicyRun:
     Raises:
         ValueError: it is no run of a policy, or of another version of this library.
     """
-    missing = {name: value for name, value in policy_config("any").items() if name in UNSAVED - saved.config.keys()}
+    defaults = policy_config("any")
+    missing = {name: defaults.get_ref(name) for name in UNSAVED - saved.config.keys()}
     run = read(ml_collections.ConfigDict({**missing, **saved.config}))
     if not isinstance(run, PolicyRun):
         raise ValueError(f"the run in {saved.folder} trains no policy: there is no posterior to compare it with")

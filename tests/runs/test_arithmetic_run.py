@@ -66,7 +66,8 @@ def whole(tmp_path_factory, lines):
 
 
 def test_the_evaluation_compiles_one_rollout_a_method(whole):
-    assert sampling._rollout._cache_size() == 3  # the base with and without demonstrations in its prompt, the policy
+    """The base with and without demonstrations in its prompt, the policy; two of them again, to tell samples apart."""
+    assert sampling._rollout._cache_size() == 5
 
 
 def test_what_takes_long_is_said_before_it_begins(whole, lines):
@@ -97,7 +98,7 @@ def test_the_next_run_remembers_the_base_and_prints_the_same(whole, monkeypatch,
     sample_completions.__qualname__ = sampling.sample_completions.__qualname__
     monkeypatch.setattr(arithmetic, "sample_completions", sample_completions)
     assert run.finish(trained) == page
-    assert sampled == [trained.state.trainable.lora] * 3  # the base's were read
+    assert sampled == [trained.state.trainable.lora] * 6  # three splits, to vote and to be told apart
 
 
 def leaves(state):
@@ -139,7 +140,9 @@ def test_the_numbers_are_means_over_questions_and_the_samples_are_shown(whole):
     for method in ("metrics", "base_0shot", "base_kshot"):
         fields = ("accuracy", "single", "chains", "unreadable", "agreement", "vote_entropy")
         assert set(questions[method]) >= {f"{field}_{k}" for field in fields for k in (3, 4, 5)}
-        assert {len(values) for values in questions[method].values()} == {4}
+        assert {len(questions[method][f"{field}_3"]) for field in fields} == {4}
+        diverse = [len(values) for name, values in questions[method].items() if name.startswith("distinct")]
+        assert diverse == ([] if method == "base_kshot" else [2, 2, 2])
         assert set(questions[method]["accuracy_3"]) <= {0, 100}
     samples = [json.loads(line) for line in (run.workdir / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3 * 3 * 4 * 2  # methods, splits, questions, samples a question
