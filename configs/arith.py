@@ -6,8 +6,8 @@
 
 Presets:
 
-    :tiny     tiny-arithmetic-weak, which the project ships, on a laptop (default): its commonest ways to go on are wrong,
-              with demonstrations too, and its posterior is right
+    :tiny     tiny-arithmetic-weak, which the project ships, on a laptop (default): its commonest ways to go on are
+              wrong, with demonstrations too, and its posterior is right
     :prompted tiny-arithmetic: it repeats the question, and shown three demonstrations it solves every one
     :paper    instruct GPT-J 6B with the paper's hyperparameters (Table E.2): 80 GB, or 8 x 16 GB with
               --config.mesh.fsdp=8; --config.model.quantize=int8 or nf4 for less

@@ -60,8 +60,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
     needed = dict.fromkeys(("config", "algorithm"), f"write {EXAMPLE}")
     values = cli.read(values, words, EXAMPLE, **needed)
     for name in ("trials", "workers"):
-        if not values.help and values[name].value < 1:
-            raise ValueError(f"--{name} is {values[name].value}; it must be 1 or more")
+        number = int(values[name].value or 0)
+        if not values.help and number < 1:
+            raise ValueError(f"--{name} is {number}; it must be 1 or more")
     if not values.help and not all(seed.isdecimal() for seed in values.seeds):
         raise ValueError(f"--seeds is {','.join(values.seeds)!r}; it must be whole numbers, for instance 10,11")
     return values

@@ -316,9 +316,10 @@ class Measured:
 
 def interval(found: Mapping[str, float | None]) -> str:
     """The gain at equal length as a table has it."""
-    if found["gain"] is None:
+    gain, low, high = (found[name] for name in ("gain", "gain_low", "gain_high"))
+    if gain is None:
         return "no common length"
-    return "{gain:+.2f} [{gain_low:+.2f}, {gain_high:+.2f}] on {covered:.0%}".format(**found)
+    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}] on {found['covered']:.0%}"
 
 
 # Metric, title, decimals.

@@ -198,7 +198,7 @@ class Infilling:
         """Log p_LM(Z Y | X), less `unlisted` where the generator could not write Z."""
         if not self.config.unlisted:
             return PosteriorReward()
-        lists = [self._listed(problem) for problems in self.splits.values() for problem in problems]
+        lists = [list(self._listed(problem)) for problems in self.splits.values() for problem in problems]
         return Product((PosteriorReward(), SupportReward.of(lists, self.config.unlisted)), (1.0, 1.0))
 
     def encode_middle(self, problem: Problem, middle: str) -> list[int] | None:

@@ -18,7 +18,12 @@ GOLDEN = ROOT / "tests" / "golden" / "steps.json"
 SMALL = ("--config.sampling.queries=2", "--config.sampling.samples=4", "--config.replay.samples=2")
 # Every part of a step: a tool and seeds; a posterior with an answer and EM's kind of task; next tokens, all weights.
 CASES = {
-    "arith": ("arith.py:prompted", *SMALL, "--config.sampling.micro_batches=2", "--config.arithmetic.seed_demonstrations=4"),
+    "arith": (
+        "arith.py:prompted",
+        *SMALL,
+        "--config.sampling.micro_batches=2",
+        "--config.arithmetic.seed_demonstrations=4",
+    ),
     "subj": ("subj.py", *SMALL, "--config.subjectivity.labels=4", "--config.subjectivity.seed_samples=2"),
     "pretrain": ("pretrain.py:numbers", "--config.batch=4", "--config.phases.first.documents=50"),
 }
