@@ -13,7 +13,7 @@ beside them stands how much likelier sentences are than ancestral ones of the sa
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -205,13 +205,13 @@ class ContinuationEvaluator:
             for row in rows[:SHOWN_SAMPLES]
         ]
 
-    def page(self, found: Mapping[str, Mapping[str, float | None]], written: Mapping[str, Samples]) -> str:
+    def page(self, found: Mapping[str, Mapping[str, Any]], written: Mapping[str, Samples]) -> str:
         """The table, and a few sentences."""
         names = {"metrics": "this run", "base": "base, ancestral"}
         rows = [
             (
                 names[name] if name in names else name.replace("_", " "),
-                *("-" if m[key] is None else f"{m[key]:.{d}f}" for key, _, d in COLUMNS),
+                *(f"{m[key]:.{d}f}" for key, _, d in COLUMNS),
                 interval(m),
                 f"{m['balance_spread']:.2f}" if name == "metrics" else "",
             )
@@ -314,7 +314,7 @@ class Measured:
         return {"gain": found.gain, "gain_low": found.low, "gain_high": found.high, "covered": found.covered}
 
 
-def interval(found: Mapping[str, float | None]) -> str:
+def interval(found: Mapping[str, Any]) -> str:
     """The gain at equal length as a table has it."""
     gain, low, high = (found[name] for name in ("gain", "gain_low", "gain_high"))
     if gain is None:

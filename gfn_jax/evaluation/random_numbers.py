@@ -200,7 +200,7 @@ class RandomNumbersEvaluator:
             found[method] = {**distances(q, self.log_p), **self.estimate(drawn)}
             shown += self._shown(method, drawn)
             listed["policy" if method == "metrics" else method] = q.tolist()
-        found["target"] = distances(np.exp(self.log_p - self.task.floor), self.log_p)
+        found["target"] = {**distances(np.exp(self.log_p - self.task.floor), self.log_p), "kl_to_target": 0.0}
         return Findings({**found, "distribution": listed}, self.page(found, listed), samples=shown)
 
     def _shown(self, method: str, drawn: Sequence[Sequence[int]]) -> list[Sample]:

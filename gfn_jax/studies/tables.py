@@ -128,6 +128,12 @@ def random_numbers(make: Maker) -> Study:
         ),
         (
             Row("base", gflownet, "base", {valid: "0.505", kl: "3.37"}),
+            Row(
+                "the reward itself",
+                gflownet,
+                "target",
+                note="R / Z: the floor, for texts that are no number have R, too",
+            ),
             Row("PPO", ppo, paper={valid: "0.958"}),
             Row("GFlowNet", gflownet, paper={valid: "1.000", kl: "9.75e-5, sampled"}),
         ),
