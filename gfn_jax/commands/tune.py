@@ -59,11 +59,13 @@ def parse(argv: list[str]) -> flags.FlagValues:
     define_config(values, words, source)
     needed = dict.fromkeys(("config", "algorithm"), f"write {EXAMPLE}")
     values = cli.read(values, words, EXAMPLE, **needed)
+    if values.help:
+        return values
     for name in ("trials", "workers"):
-        number = int(values[name].value or 0)
-        if not values.help and number < 1:
+        number: int = getattr(values, name)
+        if number < 1:
             raise ValueError(f"--{name} is {number}; it must be 1 or more")
-    if not values.help and not all(seed.isdecimal() for seed in values.seeds):
+    if not all(seed.isdecimal() for seed in values.seeds):
         raise ValueError(f"--seeds is {','.join(values.seeds)!r}; it must be whole numbers, for instance 10,11")
     return values
 
