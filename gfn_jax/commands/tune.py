@@ -127,7 +127,7 @@ def search(
         for own, trial in zip(overrides[first : first + together], part, strict=True):
             found = plan.found(trial)
             scores = {
-                seed: tuning.score(facts["task"], facts["method"], found[one.job.name].results)
+                seed: tuning.score(facts["task"], found[one.job.name].results)
                 for seed, one in zip(facts["seeds"], trial, strict=True)
             }
             seconds = sum(one.job["seconds"] for one in found.values())

@@ -66,10 +66,10 @@ def test_draws_are_anybodys_and_of_the_space():
 
 
 def test_the_better_score_is_the_larger_one():
-    assert score("arithmetic", "sft", {"validation": {"accuracy": 50.0}}) == 50.0
-    assert score("infilling", "gflownet", {"validation": {"kl": 0.2}}) == -0.2
-    with pytest.raises(ValueError, match=r"no supervised\.accuracy"):
-        score("subjectivity", "direct", {"validation": {"accuracy": 1.0}})
+    assert score("arithmetic", {"validation": {"accuracy": 50.0}}) == 50.0
+    assert score("infilling", {"validation": {"kl": 0.2}}) == -0.2
+    with pytest.raises(ValueError, match=r"no validation\.accuracy"):
+        score("subjectivity", {"metrics": {"accuracy": 1.0}})
     trials = [Trial({}, 1.0, {}, 0.0), Trial({"a": 1}, 2.0, {}, 0.0), Trial({"b": 1}, 2.0, {}, 0.0)]
     assert best(trials).overrides == {"a": 1}
     assert best(trials[:1] * 2) is trials[0]
