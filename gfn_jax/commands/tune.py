@@ -130,7 +130,7 @@ def search(
                 seed: tuning.score(facts["task"], found[one.job.name].results)
                 for seed, one in zip(facts["seeds"], trial, strict=True)
             }
-            seconds = sum(one.job["seconds"] for one in found.values())
+            seconds = sum(one.job["cpu_seconds"] for one in found.values())
             mean = sum(scores.values()) / len(scores)
             trials.append(tuning.Trial(own, round(mean, 6), scores, round(seconds, 1)))
             tuning.write(out, facts, trials)

@@ -78,7 +78,7 @@ class Method:
 COMMON: Space = {"optimizer.learning_rate": Factor(0.25, 4.0), "steps": Factor(0.5, 2.0)}
 BETA = Choice((0.05, 0.1, 0.2, 0.5))
 # The target (reward, temperatures), the base, the adapter's targets and the evaluation are in none of them.
-OWN: Mapping[str, Space] = {
+SPACES: Mapping[str, Space] = {
     "gflownet": {"objective.terms.vargrad": Factor(0.25, 4.0)},
     "weighted_sft": {"weighted_sft.proposal": Choice(("policy", "base"))},
     "ctl": {"ctl.value_rate": Factor(0.25, 4.0)},
@@ -92,7 +92,7 @@ OWN: Mapping[str, Space] = {
 }
 OF_M_STEP: Space = {"em.learning_rate": Factor(0.25, 4.0), "em.steps": Factor(0.5, 2.0)}
 METHODS: Mapping[str, Method] = {
-    **{name: Method({**COMMON, **own}, {"algorithm": name}) for name, own in OWN.items()},
+    **{name: Method({**COMMON, **own}, {"algorithm": name}) for name, own in SPACES.items()},
     "em": Method(OF_M_STEP, {"em.rounds": 1}),
     "direct": Method(OF_M_STEP, module="gfn_jax.commands.baselines", flags=("--what=direct",)),
 }
@@ -196,7 +196,7 @@ class Trial:
         overrides: of the config.
         score: the mean over seeds; more is better.
         scores: seed -> its own.
-        seconds: of all its runs, by the clock.
+        seconds: that its runs have computed, on one thread each.
     """
 
     overrides: Overrides
