@@ -105,7 +105,6 @@ def test_a_search_writes_down_every_trial_and_goes_on(searched, tmp_path):
         wanted = 100 - 1e6 * (rate - 0.002) ** 2
         assert trial["scores"] == pytest.approx({"10": wanted + 10, "11": wanted + 11})
         assert trial["score"] == pytest.approx(wanted + 10.5)
-        assert trial["seconds"] > 0
     assert found["chosen"] == max(found["trials"], key=lambda trial: trial["score"])["overrides"]
     assert (found["task"], found["method"], found["seeds"]) == ("arithmetic", "fake", [10, 11])
     assert (found["given"], found["start"]) == (
