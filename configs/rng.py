@@ -8,7 +8,8 @@ Presets:
     :poisson, :binomial, :geometric
                the same with another distribution on 0..100
     :ppo       the same by PPO, as the paper has it: a KL penalty towards the base, which prefers some numbers
-    :paper     instruct GPT-J 6B with the released hyperparameters
+    :paper, :paper_ppo
+               instruct GPT-J 6B with the released hyperparameters, and its PPO
 
 Any distribution: --config.random_numbers.distribution=poisson --config.random_numbers.mean=20, or a table of weights
 in a config of your own, {"7": 1.0, "-3": 2.0}.
@@ -27,8 +28,9 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         "poisson": lambda: drawn("poisson", "from a Poisson distribution"),
         "binomial": lambda: drawn("binomial", "from a binomial distribution"),
         "geometric": lambda: drawn("geometric", "from a geometric distribution"),
-        "ppo": ppo,
+        "ppo": lambda: by_ppo(tiny(), 1000),
         "paper": paper,
+        "paper_ppo": lambda: by_ppo(paper(), 2560),
     }
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/rng.py has {', '.join(presets)}")
@@ -86,11 +88,10 @@ def drawn(distribution: str, how: str) -> ml_collections.ConfigDict:
     return config
 
 
-def ppo() -> ml_collections.ConfigDict:
+def by_ppo(config: ml_collections.ConfigDict, steps: int) -> ml_collections.ConfigDict:
     """PPO with trl's kind of target, log R less beta KL to the base: its optimum is the base's own taste in numbers."""
-    config = tiny()
     config.algorithm = "ppo"
-    config.steps = 1000
+    config.steps = steps
     config.ppo.update({"target": "kl_to_base", "beta": 0.2, "kl_target": 6.0, "kl_horizon": 10_000.0})
     config.ppo.update({"epochs": 4, "minibatches": 1, "clip": 0.2, "value_clip": 0.2})
     return config

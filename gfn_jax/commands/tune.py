@@ -59,11 +59,13 @@ def parse(argv: list[str]) -> flags.FlagValues:
     define_config(values, words, source)
     needed = dict.fromkeys(("config", "algorithm"), f"write {EXAMPLE}")
     values = cli.read(values, words, EXAMPLE, **needed)
+    if values.help:
+        return values
     for name in ("trials", "workers"):
-        number = int(values[name].value or 0)
-        if not values.help and number < 1:
+        number: int = getattr(values, name)
+        if number < 1:
             raise ValueError(f"--{name} is {number}; it must be 1 or more")
-    if not values.help and not all(seed.isdecimal() for seed in values.seeds):
+    if not all(seed.isdecimal() for seed in values.seeds):
         raise ValueError(f"--seeds is {','.join(values.seeds)!r}; it must be whole numbers, for instance 10,11")
     return values
 
@@ -125,10 +127,10 @@ def search(
         for own, trial in zip(overrides[first : first + together], part, strict=True):
             found = plan.found(trial)
             scores = {
-                seed: tuning.score(facts["task"], facts["method"], found[one.job.name].results)
+                seed: tuning.score(facts["task"], found[one.job.name].results)
                 for seed, one in zip(facts["seeds"], trial, strict=True)
             }
-            seconds = sum(one.job["seconds"] for one in found.values())
+            seconds = sum(one.job["cpu_seconds"] for one in found.values())
             mean = sum(scores.values()) / len(scores)
             trials.append(tuning.Trial(own, round(mean, 6), scores, round(seconds, 1)))
             tuning.write(out, facts, trials)

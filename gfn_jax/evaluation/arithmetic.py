@@ -216,10 +216,10 @@ class ArithmeticEvaluator:
 
     def _metrics(self, accuracies: Mapping[str, Accuracy]) -> dict[str, float]:
         """`accuracy_3`: the vote; `single_3`, `chains_3`...: the other shares; `vote_entropy_3`... in nats."""
-        metrics = {name: round(accuracy.voted, 2) for name, accuracy in accuracies.items()}
+        metrics = {name: round(accuracy.voted, 4) for name, accuracy in accuracies.items()}
         for name, accuracy in accuracies.items():
             for field in ("single", "chains", "unreadable", "agreement"):
-                metrics[name.replace("accuracy", field)] = round(getattr(accuracy, field), 2)
+                metrics[name.replace("accuracy", field)] = round(getattr(accuracy, field), 4)
             for field, nats in accuracy.uncertainty.items():
                 metrics[name.replace("accuracy", field)] = round(nats, 4)
         return metrics

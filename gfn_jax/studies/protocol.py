@@ -20,7 +20,7 @@ LEARNT_FROM = {
     "random_numbers": ("penalty", "copies", "min_length", "max_length"),
 }
 # Keys of the evaluation that change nothing of how the policy itself is measured.
-BESIDE = ("every", "shots", "frequent")
+BESIDE = ("every", "shots", "frequent", "batch")
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:

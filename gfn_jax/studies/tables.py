@@ -111,7 +111,8 @@ GROUPS = {"compare": ("diversity", "labels", "tokens", "misspecified")}
 def random_numbers(make: Maker) -> Study:
     """Figure 2."""
     gflownet = make.jobs("numbers/gflownet", "rng", tuned("random_numbers", "gflownet"), seconds=110)
-    ppo = make.jobs("numbers/ppo", "rng:ppo", tuned("random_numbers", "ppo"), seconds=60)
+    by_ppo = "rng:ppo" if make.preset == "tiny" else "rng:paper_ppo"
+    ppo = make.jobs("numbers/ppo", by_ppo, tuned("random_numbers", "ppo"), seconds=60)
     valid, kl = "valid_mass", "kl_to_target"
     return Study(
         "fig2",
@@ -151,7 +152,8 @@ def continuation(make: Maker) -> tuple[Study, Study]:
         t: make.jobs(f"continuation/gflownet-{t}", "continuation", {"sampling.reward_temperature_end": t}, seconds=100)
         for t in (hot, cold)
     }
-    short = make.jobs("continuation/12-steps", "continuation", {"steps": 12, "sampling.reward_temperature_end": cold})
+    few = {"steps": 12, "optimizer.warmup_steps": 10, "sampling.reward_temperature_end": cold}
+    short = make.jobs("continuation/12-steps", "continuation", few)
     first = policies[hot]
     names = {
         "base": "ancestral",

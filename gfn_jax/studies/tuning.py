@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gfn_jax.evaluation.report import write_whole
+from gfn_jax.runs.ending import OWN
 from gfn_jax.studies.study import Job
 
 TUNED = pathlib.Path(__file__).parent / "tuned"
@@ -66,20 +67,18 @@ class Method:
         fixed: overrides of every trial.
         module: what is run, with a config and a workdir.
         flags: its other flags.
-        found: the method in the results whose score counts.
     """
 
     space: Space
     fixed: Overrides = dataclasses.field(default_factory=dict)
     module: str = "gfn_jax.launch"
     flags: tuple[str, ...] = ()
-    found: str = "validation"
 
 
 COMMON: Space = {"optimizer.learning_rate": Factor(0.25, 4.0), "steps": Factor(0.5, 2.0)}
 BETA = Choice((0.05, 0.1, 0.2, 0.5))
 # The target (reward, temperatures), the base, the adapter's targets and the evaluation are in none of them.
-OWN: Mapping[str, Space] = {
+SPACES: Mapping[str, Space] = {
     "gflownet": {"objective.terms.vargrad": Factor(0.25, 4.0)},
     "weighted_sft": {"weighted_sft.proposal": Choice(("policy", "base"))},
     "ctl": {"ctl.value_rate": Factor(0.25, 4.0)},
@@ -93,9 +92,9 @@ OWN: Mapping[str, Space] = {
 }
 OF_M_STEP: Space = {"em.learning_rate": Factor(0.25, 4.0), "em.steps": Factor(0.5, 2.0)}
 METHODS: Mapping[str, Method] = {
-    **{name: Method({**COMMON, **own}, {"algorithm": name}) for name, own in OWN.items()},
+    **{name: Method({**COMMON, **own}, {"algorithm": name}) for name, own in SPACES.items()},
     "em": Method(OF_M_STEP, {"em.rounds": 1}),
-    "direct": Method(OF_M_STEP, module="gfn_jax.commands.baselines", flags=("--what=direct",), found="supervised"),
+    "direct": Method(OF_M_STEP, module="gfn_jax.commands.baselines", flags=("--what=direct",)),
 }
 # Task -> the validated value that counts, and which way is better.
 SCORES: Mapping[str, tuple[str, Literal["more", "less"]]] = {
@@ -175,16 +174,17 @@ def trial_jobs(
     return tuple(jobs)
 
 
-def score(task: str, name: str, results: Mapping[str, Any]) -> float:
+def score(task: str, results: Mapping[str, Any]) -> float:
     """What a run's results are worth; more is better.
 
     Raises:
         ValueError: they do not say.
     """
     metric, better = SCORES[task]
-    found = results.get(METHODS[name].found, {})
+    own = OWN["validation"]
+    found = results.get(own, {})
     if metric not in found:
-        raise ValueError(f"the results have no {METHODS[name].found}.{metric}")
+        raise ValueError(f"the results have no {own}.{metric}")
     return float(found[metric]) if better == "more" else -float(found[metric])
 
 
@@ -196,7 +196,7 @@ class Trial:
         overrides: of the config.
         score: the mean over seeds; more is better.
         scores: seed -> its own.
-        seconds: of all its runs, by the clock.
+        seconds: that its runs have computed, on one thread each.
     """
 
     overrides: Overrides

@@ -97,7 +97,10 @@ def test_arithmetic_is_validated_without_a_look_at_the_lengths_of_test_questions
 
 @pytest.mark.slow
 def test_rounds_that_report_on_validation_read_no_test_question(guarded, tmp_path):
-    em = build(config_of("subj", "report=validation", NO_CERTIFICATE, "em.rounds=1", "em.steps=2"), tmp_path / "em")
+    em = build(
+        config_of("subj", "report=validation", NO_CERTIFICATE, "em.rounds=1", "em.steps=2", "em.warmup_steps=0"),
+        tmp_path / "em",
+    )
     em.complete()
     found = json.loads((tmp_path / "em" / "results.json").read_text())
     assert found["validation"] == found["m_step_1"]

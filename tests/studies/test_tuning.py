@@ -66,10 +66,10 @@ def test_draws_are_anybodys_and_of_the_space():
 
 
 def test_the_better_score_is_the_larger_one():
-    assert score("arithmetic", "sft", {"validation": {"accuracy": 50.0}}) == 50.0
-    assert score("infilling", "gflownet", {"validation": {"kl": 0.2}}) == -0.2
-    with pytest.raises(ValueError, match=r"no supervised\.accuracy"):
-        score("subjectivity", "direct", {"validation": {"accuracy": 1.0}})
+    assert score("arithmetic", {"validation": {"accuracy": 50.0}}) == 50.0
+    assert score("infilling", {"validation": {"kl": 0.2}}) == -0.2
+    with pytest.raises(ValueError, match=r"no validation\.accuracy"):
+        score("subjectivity", {"metrics": {"accuracy": 1.0}})
     trials = [Trial({}, 1.0, {}, 0.0), Trial({"a": 1}, 2.0, {}, 0.0), Trial({"b": 1}, 2.0, {}, 0.0)]
     assert best(trials).overrides == {"a": 1}
     assert best(trials[:1] * 2) is trials[0]
@@ -105,13 +105,13 @@ def test_a_search_writes_down_every_trial_and_goes_on(searched, tmp_path):
         wanted = 100 - 1e6 * (rate - 0.002) ** 2
         assert trial["scores"] == pytest.approx({"10": wanted + 10, "11": wanted + 11})
         assert trial["score"] == pytest.approx(wanted + 10.5)
-        assert trial["seconds"] > 0
     assert found["chosen"] == max(found["trials"], key=lambda trial: trial["score"])["overrides"]
     assert (found["task"], found["method"], found["seeds"]) == ("arithmetic", "fake", [10, 11])
-    assert (found["given"], found["start"]) == (
-        ["--config.save_every=7"],
-        {"optimizer.learning_rate": 0.0015, "steps": 40},
-    )
+    assert found["given"] == ["--config.save_every=7"]
+    assert found["start"] == {
+        "optimizer.learning_rate": plain["optimizer"]["learning_rate"],
+        "steps": plain["steps"],
+    }
     assert found["space"]["steps"] == "one of 20, 30"
     assert str(tmp_path) not in found["command"].replace(str(ROOT), "")
     assert said[-1].startswith("chosen: ")
