@@ -44,7 +44,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
 
 def tiny() -> ml_collections.ConfigDict:
     config = policy_config("arithmetic")
-    config.steps = 80
+    config.steps = 60
     config.log_every = 5
     config.save_every = 20
     config.model.path = "tiny-arithmetic-weak"
