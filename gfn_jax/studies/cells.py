@@ -12,8 +12,8 @@ from jaxtyping import Float
 from gfn_jax.evaluation import bootstrap, limits
 from gfn_jax.studies.study import Cells, Column, Interval, Job, Results, Row, Study
 
-# A job's value is the mean of its questions' values, up to how either was rounded.
-ROUNDING = 1e-3
+# A job's value is the mean of its questions' values, up to how either was rounded: to four digits behind the point.
+ROUNDING, ROUNDED = 1e-3, 1e-4
 NOT_RUN, NO_VALUE = "not run", "-"
 # What a metric of a run's budget begins with, and whose it is.
 SPENT, POLICIES = "budget.", ("metrics", "validation")
@@ -217,7 +217,7 @@ def left(job: Job, method: str, metric: str, results: Results) -> tuple[float, t
     questions = (found.questions or {}).get(method, {}).get(metric)
     if not questions:
         return float(value), None
-    if not math.isclose(value, np.mean(questions), rel_tol=ROUNDING, abs_tol=ROUNDING**2):
+    if not math.isclose(value, np.mean(questions), rel_tol=ROUNDING, abs_tol=ROUNDED):
         raise ValueError(
             f"{job.name}: {method}.{metric} is {value} in results.json, and {np.mean(questions)} is the mean of its "
             "questions.json"
