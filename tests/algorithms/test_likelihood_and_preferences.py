@@ -105,6 +105,7 @@ def preferences(world, uniform=False, **changes):
     return DPO(Ingredients(world.reward, sampling, world.lora), DPOConfig(**config))
 
 
+@pytest.mark.slow
 def test_dpo_reaches_its_closed_form(world, log_base):
     """q proportional to p R^(1/beta): not the posterior, and not the base."""
     log_q, metrics = trained(world, preferences(world), steps=1000)

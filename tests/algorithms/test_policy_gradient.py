@@ -117,7 +117,7 @@ def total_variation(log_q, log_p) -> float:
     return float(divergences(log_q, log_p)["total_variation"])
 
 
-@pytest.mark.parametrize("trial", ["rloo", pytest.param("grpo", marks=pytest.mark.slow), "ppo"])
+@pytest.mark.parametrize("trial", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo")), "ppo"])
 def test_training_reaches_the_posterior(world, learnt, trial):
     target = world.log_target(TEMPERATURE)
     assert total_variation(world.log_policy(world.constants.base), target) > 0.4  # where training starts
@@ -132,6 +132,7 @@ def test_with_a_penalty_it_is_the_tilted_base(world, learnt):
     assert total_variation(learnt("rloo, kl_to_base"), posterior) > 0.1
 
 
+@pytest.mark.slow
 def test_of_the_reward_alone_nothing_but_the_best_is_left(world, learnt):
     """In a world whose best completion is not too rare to begin with (1.3 %; of a mean of 1.2 %).
 

@@ -97,7 +97,7 @@ LEARNT = ("tb", "flowrl", "contrastive", "raptb")
 
 
 @pytest.mark.parametrize("reward", PEAKED_FIRST)
-@pytest.mark.parametrize("name", ["contrastive", "raptb"])
+@pytest.mark.parametrize("name", [pytest.param("contrastive", marks=pytest.mark.slow), "raptb"])
 def test_relatives_reach_the_target(worlds, reward, name):
     world = worlds[reward]
     log_q, log_z = trainer(LEARNT)(world, name)
@@ -285,6 +285,7 @@ def test_the_gradient_of_a_term_is_by_the_scores(worlds):
         np.testing.assert_allclose(said[name], norm, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_and_the_last_steps_imitate_the_buffer(worlds):
     """One program; which steps do is the state's number alone, so that a resumed run goes on as it would have."""
     world, steps, found, first, last = worlds["peaked"], 8, 1, 2, 2

@@ -91,6 +91,7 @@ def test_the_first_policy_is_the_others_bit_for_bit(first, tmp_path, method):
     assert np.abs(log_q[0] - log_q[2]).max() > 1e-5, "and not the base's"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(first, tmp_path):
     workdir, _ = first
     config = config_of("sft", f"--config.start={workdir / 'adapter'}")

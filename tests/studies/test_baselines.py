@@ -133,6 +133,7 @@ def test_answers_vote_with_the_samplers_weights(world, monkeypatch):
     assert found[0.0].single == found[1.0].single, "a share of the samples, whatever they count"
 
 
+@pytest.mark.slow
 def test_the_posterior_is_sampled_as_often_as_was_asked_and_says_how_much_it_covers(tmp_path):
     """The shipped base, one demonstration: rows of it that lead to the answer. What is not covered counts as wrong."""
     world = world_of(tmp_path, "--config.certificate.proposals=64", "--config.evaluation.samples=2", model="shipped")
@@ -173,6 +174,7 @@ REVIEWS = (
 )
 
 
+@pytest.mark.slow
 def test_a_job_leaves_what_a_run_leaves_and_validation_reads_no_test_review(tmp_path, capsys, monkeypatch):
     from gfn_jax.tasks.subjectivity import Subjectivity
 
