@@ -153,3 +153,18 @@ def check_questions(methods, questions, digits: int = 2) -> None:
         assert found
         for name, values in found.items():
             assert abs(np.mean(values) - methods[method][name]) <= 0.51 * 10**-digits, (method, name)
+
+
+class Guarded(dict):
+    """Splits, of which no test one may be read."""
+
+    def __getitem__(self, split):
+        assert not split.startswith("test"), f"the split {split} was read"
+        return super().__getitem__(split)
+
+
+def guard_test_splits(monkeypatch, *tasks) -> None:
+    """Makes the test questions of tasks unreadable; each has its `splits` as a cached property."""
+    for task in tasks:
+        splits = task.__dict__["splits"].func
+        monkeypatch.setattr(task, "splits", property(lambda self, splits=splits: Guarded(splits(self))))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_files import write_questions
-from tiny_worlds import check_questions
+from tiny_worlds import check_questions, guard_test_splits
 
 from gfn_jax.commands.train import parse
 from gfn_jax.errors import TrainingStopped
@@ -18,6 +18,7 @@ from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.saved import read_run, restore_adapter
 from gfn_jax.runs.tasks import make_task
 from gfn_jax.runs.weights import load_base
+from gfn_jax.tasks.arithmetic import Arithmetic
 from gfn_jax.tasks.task import Graded, Hinted
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -209,6 +210,18 @@ def test_rounds_killed_in_the_second_go_on_bit_for_bit(whole, data, tmp_path, mo
     for found in results:
         del found["seconds"], found["budget"]["seconds"]
     assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_rounds_that_report_on_validation_read_no_test_question(data, tmp_path, monkeypatch):
+    guard_test_splits(monkeypatch, Arithmetic)
+    config = config_of(data, **{"report": "validation", "star.rounds": 1})
+    build(config, tmp_path).complete()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert "metrics" not in found
+    assert found["round_1"]["accuracy"] == found["validation"]["accuracy"]
+    asked = star.build_star(read_policy_run(config_of(data, **{"star.rounds": 1})), tmp_path)
+    assert asked.first == 1, "a round that has reported on validation has still to read the test"
 
 
 def test_rationales_of_another_config_are_sampled_anew(data, tmp_path, monkeypatch):
