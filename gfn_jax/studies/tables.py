@@ -266,13 +266,14 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         settings = {"subjectivity.labels": n, "certificate.queries": 0, **settings}
         return make.jobs(f"subjectivity/{name}-{n}", "subj", settings, also=data, seconds=seconds, **kwargs)
 
-    em = {n: jobs("em", n, {"em.rounds": 1, **tuned("subjectivity", "em")}, 120) for n in labels}
+    e_step = tuned("subjectivity", "gflownet")
+    em = {n: jobs("em", n, {"em.rounds": 1, **e_step, **tuned("subjectivity", "em")}, 120) for n in labels}
     direct = {
         n: jobs("direct", n, tuned("subjectivity", "direct"), 60, module=BASELINES, flags=("--what=direct",))
         for n in labels
     }
     bare = {
-        n: jobs("unseeded", n, {"subjectivity.seed_samples": 0, **tuned("subjectivity", "gflownet")}, 70)
+        n: jobs("unseeded", n, {"subjectivity.seed_samples": 0, **e_step}, 70)
         for n in labels
     }
 
