@@ -1,5 +1,5 @@
 # Everything on a machine with Python >= 3.11:
-#   make arith   installs into .venv and runs the main job
+#   make arith   installs into .venv and runs the main job, its supervised rival first
 #   make reproduce   the paper's tables and figures on tiny worlds, one seed, with a report in runs/reproduce/report
 #   make test    installs, then lint, types, tests, and one short run from end to end
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
@@ -22,7 +22,9 @@ help:
 # the time on handing out small ones.
 arith: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 arith: $(INSTALLED)
-	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py
+	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:supervised
+	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py \
+		--config.evaluation.beside="('supervised=runs/arith-supervised',)"
 
 reproduce: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.reproduce --what=all --preset=tiny --seeds=0 --workdir=runs/reproduce

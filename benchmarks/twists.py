@@ -1,8 +1,9 @@
 """A GFlowNet's flow as the twist of sequential Monte Carlo, beside a learnt twist and the answer's probability.
 
     for s in 0 1 2; do
-        python -m gfn_jax.launch --config=configs/arith.py --config.seed=$s --workdir=runs/twists/arith-gflownet-$s
-        python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=ctl --config.seed=$s \
+        python -m gfn_jax.launch --config=configs/arith.py:prompted --config.seed=$s \
+            --workdir=runs/twists/arith-gflownet-$s
+        python -m gfn_jax.launch --config=configs/arith.py:prompted --config.algorithm=ctl --config.seed=$s \
             --workdir=runs/twists/arith-ctl-$s
     done                                                    # and the same with configs/infill.py
     python benchmarks/twists.py --runs=runs/twists          # results/twists.json, .md

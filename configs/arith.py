@@ -1,13 +1,15 @@
 """Arithmetic with a calculator: GFlowNet fine-tuning on 50 demonstrations (paper section 4.4, Table 4).
 
     python -m gfn_jax.launch --config=configs/arith.py          # :tiny, the model the project ships, on a laptop
-    python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=sft --config.steps=60  # demonstrations alone
+    python -m gfn_jax.launch --config=configs/arith.py:supervised    # the demonstrations alone, as they are
     python -m gfn_jax.launch --config=configs/arith.py --config.algorithm=star  # rounds of its own right rationales
 
 Presets:
 
     :tiny     tiny-arithmetic-weak, which the project ships, on a laptop (default): its commonest ways to go on are
               wrong, with demonstrations too, and its posterior is right
+    :supervised
+              the same 50 demonstrations learnt as they are: what the GFlowNet has to beat
     :prompted tiny-arithmetic: it repeats the question, and shown three demonstrations it solves every one
     :paper    instruct GPT-J 6B with the paper's hyperparameters (Table E.2): 80 GB, or 8 x 16 GB with
               --config.mesh.fsdp=8; --config.model.quantize=int8 or nf4 for less
@@ -29,6 +31,7 @@ GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     presets = {
         "tiny": tiny,
+        "supervised": supervised,
         "prompted": prompted,
         "paper": paper,
         "ppo": ppo,
@@ -67,7 +70,7 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     config.exploration.temperature_high = 1.3
-    config.sft.learn = "text"  # question, chain and answer: 60 steps of samples=1, 16 rows, are enough
+    config.sft.learn = "text"  # question, chain and answer
     config.star.update({"shots": 3, "learn": "text"})  # without shots the base writes no chain at all
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
@@ -82,8 +85,19 @@ def tiny() -> ml_collections.ConfigDict:
         "diverse_questions": 100,
         "diverse_samples": 20,
         "shots": 3,
+        "beside": (),
         "seed": 0,
     }
+    return config
+
+
+def supervised() -> ml_collections.ConfigDict:
+    """Question, chain and answer of all 50 demonstrations; no reward, hence none of them in its context."""
+    config = tiny()
+    config.algorithm = "sft"
+    config.arithmetic.update({"reward_shots": 0, "seed_demonstrations": 50})
+    config.evaluation.shots = 0
+    config.certificate.queries = 0
     return config
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import itertools
 import logging
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from gfn_jax.evaluation.accuracy import Accuracy, Graded, mean, measure_accuracy, measure_diversity
 from gfn_jax.evaluation.remembered import remembered
-from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
+from gfn_jax.evaluation.report import RESULTS, SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.language_model import LanguageModel
@@ -49,6 +51,7 @@ class EvaluationConfig:
             the policy's and the base's; 0 for none.
         diverse_samples: see there.
         shots: demonstrations in the prompt of the k-shot baseline; 0 leaves it out.
+        beside: workdirs of other runs, as "title=WORKDIR", whose policies have a row in the table.
         seed: of the samples.
     """
 
@@ -61,6 +64,7 @@ class EvaluationConfig:
     diverse_questions: Natural
     diverse_samples: Count
     shots: Natural
+    beside: tuple[str, ...]
     seed: Seed
 
 
@@ -236,6 +240,24 @@ class ArithmeticEvaluator:
             ]
         return lines
 
+    @functools.cached_property
+    def others(self) -> dict[str, dict[str, float]]:
+        """Title -> metrics of the policies of the runs in `config.beside`.
+
+        Raises:
+            ValueError: a run that has left no results of these splits.
+        """
+        found = {}
+        for title, _, workdir in (text.partition("=") for text in self.config.beside):
+            path = pathlib.Path(workdir) / RESULTS
+            try:
+                metrics = json.loads(path.read_text())["metrics"]
+                found[title] = {name: float(metrics[name]) for name in self.test}
+            except (OSError, KeyError, ValueError) as error:
+                wanted = 'evaluation.beside has "title=WORKDIR" of runs that have measured the same splits'
+                raise ValueError(f"{wanted}; {path} is none ({type(error).__name__})") from error
+        return found
+
     def _titles(self) -> dict[str, str]:
         """What a person reads for the name of a method."""
         return {
@@ -246,9 +268,8 @@ class ArithmeticEvaluator:
 
     def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:
         titles = self._titles()
-        rows = [
-            (titles.get(method, method), *(metrics[name] for name in self.test)) for method, metrics in found.items()
-        ]
+        shown = {titles.get(method, method): metrics for method, metrics in found.items()} | self.others
+        rows = [(title, *(metrics[name] for name in self.test)) for title, metrics in shown.items()]
         header = ("accuracy, %", *(metric.removeprefix("accuracy_") for metric in self.test))
         orientation = PAPER if len(self.test) == 3 else ()
         return "\n".join(

@@ -272,10 +272,7 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         n: jobs("direct", n, tuned("subjectivity", "direct"), 60, module=BASELINES, flags=("--what=direct",))
         for n in labels
     }
-    bare = {
-        n: jobs("unseeded", n, {"subjectivity.seed_samples": 0, **e_step}, 70)
-        for n in labels
-    }
+    bare = {n: jobs("unseeded", n, {"subjectivity.seed_samples": 0, **e_step}, 70) for n in labels}
 
     def rows(title: str, of: Mapping[int, tuple[Job, ...]], method: str) -> list[Row]:
         said = paper.get(title, ("", "", ""))

@@ -274,7 +274,9 @@ def make_evaluator(
         test |= {f"accuracy_{k}_decontaminated": f"test_{k}_decontaminated" for k in (3, 4, 5)}
     validation = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
     check_shots(config.shots, len(task.splits["demonstrations"]), "the demonstrations")
-    return ArithmeticEvaluator(task, config, validation, test)
+    evaluator = ArithmeticEvaluator(task, config, validation, test)
+    _ = evaluator.others  # what is wrong with them is said before training
+    return evaluator
 
 
 TASK = TaskEntry(
