@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import itertools
+import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

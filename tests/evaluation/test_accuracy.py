@@ -48,5 +48,5 @@ def test_other_runs_have_rows_in_the_table(tmp_path):
     assert ["this", "run", "90.0"] in rows
     assert ["supervised", "87.5"] in rows
     for wrong in (f"supervised={tmp_path}", "supervised"):
-        with pytest.raises(ValueError, match="evaluation.beside"):
+        with pytest.raises(ValueError, match=r"evaluation\.beside"):
             _ = evaluator(wrong).others
