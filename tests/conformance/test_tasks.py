@@ -81,6 +81,7 @@ def small_config(name):
         config.replay.samples = 2
         config.replay.update({"discovery_steps": 0, "capacity": 4})
         config.optimizer.warmup_steps = 0
+        config.objective.imitation_steps = 0
         config.evaluation.update({"every": 2, **EVALUATION.get(name, {})})
         config.certificate.queries = 0
     return config

@@ -34,7 +34,10 @@ SMALL = ("steps=2", "save_every=2", "optimizer.warmup_steps=0", "sampling.querie
 CONFIGS = {
     "arith": ("evaluation.questions=2", "evaluation.samples=2", "evaluation.batch=2", "arithmetic.max_length=17"),
     "subj": ("subjectivity.labels=4", "evaluation.reviews=4", "evaluation.samples=2", "evaluation.batch=4"),
-    "infill": ("infilling.train_stories=4", "infilling.seed_stories=2", "evaluation.stories=2", "evaluation.batch=2"),
+    "infill": (
+        *("infilling.train_stories=4", "infilling.seed_stories=2", "infilling.test_stories=4"),
+        *("evaluation.stories=2", "evaluation.batch=2", "objective.imitation_steps=0"),
+    ),
 }
 NO_CERTIFICATE = "certificate.queries=0"
 
@@ -157,7 +160,15 @@ def test_tokens_are_counted_as_they_are_chosen():
 
 
 def test_rows_that_several_steps_learn_from_are_counted_once(tmp_path):
-    words = [*SMALL, "steps=4", *CONFIGS["infill"], NO_CERTIFICATE, "algorithm=ppo", "ppo.epochs=2"]
+    words = [
+        *SMALL,
+        "steps=4",
+        "infilling.train_stories=4",
+        "infilling.seed_stories=4",
+        NO_CERTIFICATE,
+        "algorithm=ppo",
+        "ppo.epochs=2",
+    ]
     command = ["launch", "--config=configs/infill.py", *(f"--config.{word}" for word in words)]
     run = build(parse(command).config, tmp_path).run
     state, seen = run.state, []
