@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 LAUNCH, BASELINES = "gfn_jax.launch", "gfn_jax.commands.baselines"
 DEMONSTRATIONS = 50  # given to every method, of which the reward of those that have one shows the first 3 to the base
 SHOTS = 3
-STEPS = 60  # of configs/arith.py:tiny
+STEPS = {"tiny": 60, "paper": 1000}  # of configs/arith.py
 FEW = 60  # test questions of what is slow: chain-of-thought decoding, exact samples
 # Validation questions instead of test ones, and fewer: for what is not a table of the paper.
 ON_VALIDATION = {"report": "validation", "certificate.queries": 0}
@@ -503,7 +503,7 @@ class Arithmetic:
             figure="scatter",
             figure_columns=("chain_entropy_5", "right_5"),
         )
-        counts = (10, 25, DEMONSTRATIONS)
+        counts, full = (10, 25, DEMONSTRATIONS), STEPS[self.make.preset]
         labels = Study(
             "labels",
             "Accuracy against demonstrations",
@@ -533,7 +533,7 @@ class Arithmetic:
                     f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps
                 )
                 for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
-                for steps in (15, 30, STEPS)
+                for steps in (full // 4, full // 2, full)
             ),
             lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands", within=", 20 steps"),
             figure="curves",
@@ -562,7 +562,7 @@ class Arithmetic:
         return diversity, labels, tokens, misspecified
 
     def shortened(self, method: str, steps: int) -> tuple[Job, ...]:
-        if steps == STEPS:
+        if steps == STEPS[self.make.preset]:
             return self.misled(method, 0)
         return self.jobs(f"tokens/{method}-{steps}", {**self.method(method), **ON_VALIDATION, "steps": steps}, 70.0)
 
