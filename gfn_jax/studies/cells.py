@@ -207,6 +207,8 @@ def left(job: Job, method: str, metric: str, results: Results) -> tuple[float, t
     found = results.get(job.name)
     if found is None:
         return None
+    if method in found.results.get("left_out", {}):  # with the reason why it cannot be had
+        return None
     if method not in found.results:
         raise ValueError(f"{job.name} has left no {method!r} in its results.json")
     if metric.startswith(SPENT) and method in POLICIES:  # of the run that trained the policy, and nobody else's

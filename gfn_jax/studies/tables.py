@@ -408,6 +408,9 @@ class Arithmetic:
             10: said("26.5", "15.2", "8.9"),
             20: said("35.5", "21", "10.5"),
         }
+        tiny = self.make.preset == "tiny"
+        unfit = {20: "20 demonstrations do not fit into the tiny model's 512 positions"} if tiny else {}
+        wordless = "the tiny model's vocabulary lacks the words" if tiny else ""
         printed = {
             "supervised": said("72.1 ± 1.3", "19.6 ± 2.2", "12.8 ± 5.7"),
             "PPO": said("30.6 ± 4.1", "13.7 ± 4.1", "5.6 ± 3.1"),
@@ -422,8 +425,11 @@ class Arithmetic:
             "sample.",
             OPERANDS,
             (
-                *(Row(f"base, {k}-shot", prompting, f"shots_{k}", text) for k, text in shots.items()),
-                Row("base, think step by step", prompting, "step_by_step"),
+                *(
+                    Row(f"base, {k}-shot", prompting, f"shots_{k}", text, note=unfit.get(k, ""))
+                    for k, text in shots.items()
+                ),
+                Row("base, think step by step", prompting, "step_by_step", note=wordless),
                 Row("base, CoT decoding", decoding, "cot_decoding", note=few),
                 Row("base, beam search", decoding, "beam", note=few),
                 *(Row(title, jobs, paper=printed.get(title, {})) for title, jobs in rivals.items()),

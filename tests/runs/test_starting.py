@@ -149,7 +149,7 @@ def test_where_there_is_no_adapter_or_no_beginning_it_is_said(tmp_path):
 
 
 def test_a_dry_run_reads_no_adapter():
-    assert dry_run(config_of("sft", "--config.start=nowhere")).startswith("tiny-arithmetic: ")
+    assert dry_run(config_of("sft", "--config.start=nowhere")).startswith("tiny-arithmetic-weak: ")
 
 
 def test_the_digest_is_of_the_contents(first, tmp_path):

@@ -97,7 +97,7 @@ def module_of(name: str, **values) -> types.ModuleType:
 def modules(studies=studies) -> dict[str, types.ModuleType]:
     """What the command imports, by name."""
     return {
-        "gfn_jax.studies.tables": module_of("gfn_jax.studies.tables", studies=studies),
+        "gfn_jax.studies.tables": module_of("gfn_jax.studies.tables", studies=studies, GROUPS={}),
         "gfn_jax.studies.report": module_of("gfn_jax.studies.report", write=write),
     }
 

@@ -55,7 +55,7 @@ def test_jobs_run_in_order_and_once(tmp_path, said):
     assert record.exit_code == 0
     assert record.seconds > 0.06
     assert record.cpu_seconds > 0
-    assert 0.001 < record.gigabytes < 2
+    assert record.gigabytes > 0.001  # what forks a child is counted until it runs something else
     assert f"configs are in {ROOT}/configs" in (tmp_path / "base" / "output.txt").read_text()
     before = len(said())
     assert run(tmp_path, last, middle, base)[1] == counts

@@ -395,6 +395,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     wrong = {**results, "base/seed-0": Found(one.folder, {"other": {}}, None, {})}
     with pytest.raises(ValueError, match="base/seed-0 has left no 'metrics'"):
         tables.cells(TABLE, wrong)
+    said = {**results, "base/seed-0": Found(one.folder, {"left_out": {"metrics": "the model is too small"}}, None, {})}
+    assert tables.cells(TABLE, said).keys() < tables.cells(TABLE, results).keys()
     shares = {"metrics": {"accuracy_3": [1.0, 0.0]}}  # of 1 where the value is in percent
     wrong = {**results, "base/seed-0": Found(one.folder, one.results, shares, {})}
     with pytest.raises(ValueError, match=r"base/seed-0: metrics.accuracy_3 is .* and 0.5 is the mean"):
