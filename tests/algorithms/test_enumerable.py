@@ -146,6 +146,7 @@ def test_sampler_draws_what_score_promises(worlds, trained, log_policy):
     assert ((counts - expected) ** 2 / expected).sum() < freedom + 5 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.slow
 def test_off_policy_rows_alone_reach_the_target(worlds, total_variation):
     """Not one row comes from the policy: all are drawn from the uniform over allowed tokens."""
     world = worlds["flat"]

@@ -54,6 +54,7 @@ def distance(log_q, log_p):
 # Weighted likelihood.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("proposal", "settings"),
     [

@@ -124,6 +124,7 @@ def test_training_reaches_the_posterior(world, learnt, trial):
     assert total_variation(learnt(trial), target) <= 0.01
 
 
+@pytest.mark.slow
 def test_with_a_penalty_it_is_the_tilted_base(world, learnt):
     """p exp(r / beta), r being log R/T; and that is not the posterior."""
     base, posterior = world.log_policy(world.constants.base), world.log_target(TEMPERATURE)

@@ -96,6 +96,7 @@ def flowrl_optimum(world: World) -> tuple[np.ndarray, float]:
 LEARNT = ("tb", "flowrl", "contrastive", "raptb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", PEAKED_FIRST)
 @pytest.mark.parametrize("name", [pytest.param("contrastive", marks=pytest.mark.slow), "raptb"])
 def test_relatives_reach_the_target(worlds, reward, name):

@@ -159,6 +159,7 @@ def test_tokens_are_counted_as_they_are_chosen():
     assert (spent.training_flops, spent.seconds) == (rollout_flops(Flops(shape, lora), step), 1.5)
 
 
+@pytest.mark.slow
 def test_rows_that_several_steps_learn_from_are_counted_once(tmp_path):
     words = [
         *SMALL,
