@@ -111,7 +111,8 @@ def leaders(study: Study, cells: Cells) -> frozenset[tuple[str, str]]:
     """The cells that are ahead of every other one in their column, of two or more."""
     found = set()
     for column in study.columns:
-        own = {row.title: cells[row.title, column.metric] for row in study.rows if (row.title, column.metric) in cells}
+        rivals = [row.title for row in study.rows if row.rival]
+        own = {title: cells[title, column.metric] for title in rivals if (title, column.metric) in cells}
         if column.better is None or len(own) < 2:
             continue
         sign = 1 if column.better == "more" else -1

@@ -18,7 +18,7 @@ def ahead(cells: Cells, first: str, second: str, metric: str, better: Better, wh
         first, second, one, other = second, first, other, one
     elif not _leads(one, other, better):
         return f"{what}: {first} ({written(one)}) and {second} ({written(other)}) cannot be told apart."
-    return f"{what}: {first} is ahead, {written(one)} against {written(other)} of {second}."
+    return f"{what}: {first} is ahead, {written(one)} against {written(other)} of {second}{once(one, other)}."
 
 
 def best(cells: Cells, metric: str, better: Better, what: str, within: str = "", without: str | None = None) -> str:
@@ -43,7 +43,7 @@ def best(cells: Cells, metric: str, better: Better, what: str, within: str = "",
     first = max(rows, key=lambda row: sign * rows[row].mean)
     near = [row for row, cell in rows.items() if row != first and not _leads(rows[first], cell, better)]
     also = f"; not told apart from it: {', '.join(near)}" if near else ""
-    return f"{what}: best is {first}, {written(rows[first])}{also}."
+    return f"{what}: best is {first}, {written(rows[first])}{also}{once(rows[first])}."
 
 
 def worth(cells: Cells, there: str, without: str, metric: str, what: str) -> str:
@@ -79,6 +79,11 @@ def written(cell: Interval) -> str:
     if cell.low is None or cell.high is None:
         return f"{cell.mean:.3g}"
     return f"{cell.mean:.3g} [{cell.low:.3g}, {cell.high:.3g}]"
+
+
+def once(*cells: Interval) -> str:
+    """What is said of a lead that a single seed has."""
+    return " (one seed: over its questions alone)" if min(len(cell.seeds) for cell in cells) < 2 else ""
 
 
 def _leads(one: Interval, other: Interval, better: Better) -> bool:

@@ -65,6 +65,7 @@ class Row:
         paper: column's metric -> what the paper says there.
         series, x: of a curve: the line that the row is a point of, and where on the x axis.
         note: a footnote.
+        rival: whether it leads where it is the best; not one that knows the answer.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Row:
     series: str | None = None
     x: float | None = None
     note: str = ""
+    rival: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

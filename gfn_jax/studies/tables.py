@@ -26,8 +26,8 @@ ON_VALIDATION = {"report": "validation", "certificate.queries": 0}
 OPERANDS = tuple(Column(f"accuracy_{k}", f"{k} operands") for k in (3, 4, 5))
 DIVERSITY = (
     *(Column(f"right_{k}", f"right at T = 1, {k}") for k in (4, 5)),
-    *(Column(f"distinct_{k}", f"distinct right chains of 20, {k}", 2) for k in (4, 5)),
-    *(Column(f"chain_entropy_{k}", f"their entropy, nats, {k}", 2) for k in (4, 5)),
+    *(Column(f"distinct_{k}", f"distinct right chains of 20, {k}", 2, None) for k in (4, 5)),
+    *(Column(f"chain_entropy_{k}", f"their entropy, nats, {k}", 2, None) for k in (4, 5)),
 )
 
 
@@ -433,8 +433,8 @@ class Arithmetic:
                 Row("base, CoT decoding", decoding, "cot_decoding", note=few),
                 Row("base, beam search", decoding, "beam", note=few),
                 *(Row(title, jobs, paper=printed.get(title, {})) for title, jobs in rivals.items()),
-                Row("exact posterior, its mode*", posterior, "posterior_mode", note=few),
-                Row("base, best of N by reward*", posterior, "best_of_n", note=few),
+                Row("exact posterior, its mode*", posterior, "posterior_mode", note=few, rival=False),
+                Row("base, best of N by reward*", posterior, "best_of_n", note=few, rival=False),
             ),
             lambda cells: " ".join(
                 (

@@ -101,6 +101,8 @@ def test_lessons_follow_the_numbers():
 def test_nothing_is_claimed_of_what_was_not_run_or_run_once():
     once = {key: dataclasses.replace(cell, low=None, high=None, seeds=cell.seeds[:1]) for key, cell in CELLS.items()}
     assert "cannot be told apart" in ahead(once, "A", "B", "accuracy", "more", "accuracy")
+    asked = {key: dataclasses.replace(cell, questions=((cell.mean,) * 9,)) for key, cell in once.items()}
+    assert ahead(asked, "A", "B", "accuracy", "more", "x").endswith("of B (one seed: over its questions alone).")
     assert (
         ahead({}, "A", "B", "accuracy", "more", "x")
         == best({}, "accuracy", "more", "x")
