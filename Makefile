@@ -47,7 +47,8 @@ smoke: $(INSTALLED)
 	rm -rf $(SMOKE)
 	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:tiny --workdir=$(SMOKE) --config.steps=4 \
 		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10 \
-		--config.evaluation.diverse_questions=10
+		--config.evaluation.diverse_questions=10 --config.certificate.queries=1 --config.certificate.samples=32 \
+		--config.certificate.proposals=64 --config.certificate.exact=10
 
 # Compiled as users' runs are, not as tests/conftest.py has it.
 test-slow: $(INSTALLED)
