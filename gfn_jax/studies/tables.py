@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gfn_jax.studies.lessons import ahead, best, reaches, says, worth
 from gfn_jax.studies.study import Column, Job, Results, Row, Study
-from gfn_jax.studies.tuning import tuned
+from gfn_jax.studies.tuning import file_of, tuned
 
 Preset = Literal["tiny", "paper"]
 Settings = Mapping[str, Any]
@@ -105,6 +105,12 @@ def studies(preset: Preset, seeds: Sequence[int]) -> dict[str, Study]:
     return {study.name: study for study in made}
 
 
+def untuned(task: str, *methods: str) -> str:
+    """Which methods nobody has tuned, for a study's setting to say."""
+    missing = [name for name in methods if not file_of(task, name).exists()]
+    return f" Not tuned on validation: {', '.join(missing)}." if missing else ""
+
+
 # The comparison is one name for several tables.
 GROUPS = {"compare": ("diversity", "labels", "tokens", "misspecified")}
 
@@ -121,7 +127,7 @@ def random_numbers(make: Maker) -> Study:
         "Figure 2",
         "Uniform on 0..100. Probabilities are exact: every spelling of every number is scored. KL(q|p) is of q given "
         "that it is a number; KL(p|q) counts the mass on what is none. The paper estimates KL from 512,000 samples, "
-        "whose noise floor alone is 9.77e-5.",
+        "whose noise floor alone is 9.77e-5." + untuned("random_numbers", "gflownet", "ppo"),
         (
             Column(valid, "valid mass", 6),
             Column(kl, "KL(q|p) given valid", 1, "less", scientific=True),
@@ -219,7 +225,8 @@ def infilling(make: Maker) -> Study:
         "table2",
         "A story's missing sentence",
         "Table 2",
-        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's sentences.",
+        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's sentences."
+        + untuned("infilling", "gflownet", "sft"),
         (
             Column(kl, "KL(posterior|q)", 3, "less"),
             Column("kl_generator", "KL(generator|q)", 3, "less"),
@@ -286,10 +293,13 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         "table3",
         "Objective or subjective: a reason, then a label",
         "Table 3",
-        "Synthetic reviews, each seed with labelled and test reviews of its own; vote over 10 rationales. The best "
-        "possible accuracy is known."
-        if make.preset == "tiny"
-        else "SUBJ; vote over 10 rationales.",
+        (
+            "Synthetic reviews, each seed with labelled and test reviews of its own; vote over 10 rationales. The best "
+            "possible accuracy is known."
+            if make.preset == "tiny"
+            else "SUBJ; vote over 10 rationales."
+        )
+        + untuned("subjectivity", "direct", "gflownet", "em"),
         accuracy,
         tuple(
             row
@@ -422,7 +432,7 @@ class Arithmetic:
             "Table 4",
             "Vote over 10 samples at temperature 0.1; 3 and 4 operands in distribution, 5 out of it. Every method has "
             "the same 50 demonstrations, base and LoRA targets. Rows marked with a star know the answer while they "
-            "sample.",
+            "sample." + untuned("arithmetic", "sft", "star", "ppo", "rloo", "dpo", "gflownet"),
             OPERANDS,
             (
                 *(
