@@ -52,7 +52,7 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     command = shlex.join(["python", "-m", "gfn_jax.commands.baselines", *argv[1:]])
     config = read_policy_run(values.config, given_keys(values))
     measure = chosen(values.what, config, pathlib.Path(values.workdir), command)
-    return (measure() for measure in [measure])
+    return (words() for words in [measure])  # when they are asked for
 
 
 if __name__ == "__main__":

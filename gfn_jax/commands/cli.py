@@ -144,6 +144,26 @@ def read(values: flags.FlagValues, argv: list[str], example: str, **needed: str)
     return values
 
 
+def whole_numbers(values: flags.FlagValues, name: str) -> tuple[int, ...]:
+    """A flag that is a list of them, each once, as they were given.
+
+    Raises:
+        ValueError: it is empty, or a word is no whole number.
+    """
+    words = [word.strip() for word in values[name].value or ()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"--{name} is {','.join(words)!r}; it must be whole numbers, for instance 0,1,2")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def check_counts(values: flags.FlagValues, *names: str) -> None:
+    """Raises ValueError where a flag that is given is less than 1."""
+    for name in names:
+        number = values[name].value
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} is {number}; it must be 1 or more")
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, in one line: its cause, not the layers it was wrapped in."""
     while error.args and isinstance(error.args[0], BaseException):

@@ -15,8 +15,7 @@ from gfn_jax.commands.config_flag import given_keys
 from gfn_jax.errors import TrainingStopped
 from gfn_jax.studies import plan, pool
 from gfn_jax.studies.found import Facts
-from gfn_jax.studies.protocol import check_protocol
-from gfn_jax.studies.study import Job, Study
+from gfn_jax.studies.study import LAUNCH, Job, Study
 
 PRESETS = ("tiny", "paper")
 PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
@@ -51,33 +50,26 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_bool("list", False, "say what would run, and end", flag_values=values)
     cli.read(values, argv, "--what=table4")
     if not values.help:
-        seeds_of(values)
-        if values.workers is not None and values.workers < 1:
-            raise ValueError(f"--workers is {values.workers}; it must be 1 or more")
+        cli.whole_numbers(values, "seeds")
+        cli.check_counts(values, "workers")
     return values
-
-
-def seeds_of(values: flags.FlagValues) -> tuple[int, ...]:
-    """The seeds, each once, as they were given."""
-    words = [word.strip() for word in values.seeds]
-    if not words or not all(word.isdecimal() for word in words):
-        raise ValueError(f"--seeds is {','.join(words)!r}; it must be whole numbers, for instance 0,1,2")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     """Checks the names and every job's arguments; jobs run when the report is asked for."""
+    from gfn_jax.studies.protocol import check_protocol
     from gfn_jax.studies.tables import GROUPS, studies
 
-    seeds, workdir = seeds_of(values), pathlib.Path(values.workdir).resolve()
+    seeds, workdir = cli.whole_numbers(values, "seeds"), pathlib.Path(values.workdir).resolve()
     out = pathlib.Path(values.out).resolve() if values.out else workdir / "report"
     there = studies(values.preset, seeds)
     asked = there if values.what == "all" else values.what.split(",")
     names = list(dict.fromkeys(name for word in asked for name in GROUPS.get(word, (word,))))
     jobs, root = plan.chosen_jobs(there, names), checkout()
     with contextlib.chdir(root):
-        planned = plan.make_plan(jobs, workdir, meaning)
-        configs = {job.name: found for job in jobs if (found := config_of(job)) is not None}
+        said = {job.name: config_flags(job) for job in jobs}
+        planned = plan.make_plan(jobs, workdir, lambda job: meaning(job, said[job.name]))
+    configs = {name: flagged.config.to_dict() for name, flagged in said.items() if flagged is not None}
     for name in names:
         check_protocol(there[name], configs)
     workers = values.workers or (1 if values.preset == "paper" else pool.cores())
@@ -103,30 +95,47 @@ def checkout() -> pathlib.Path:
     raise ValueError(f"there is no configs/ in {repository}, nor in the current folder: run this in a checkout")
 
 
-def meaning(job: Job) -> Any:
+def config_flags(job: Job) -> flags.FlagValues | None:
+    """What the flags of a job's config say, as the launcher reads them; None of a job without a config.
+
+    Raises:
+        ValueError: flags that would be refused.
+    """
+    launch = job.module == LAUNCH
+    words = [word for word in job.arguments if launch or word.startswith("--config")]
+    if not words and not launch:
+        return None
+    with naming(job):
+        return train.parse(["launch", *words])
+
+
+def meaning(job: Job, flagged: flags.FlagValues | None = None) -> Any:
     """What a job's arguments say: of a launch the whole config, as the launcher reads it, else themselves.
+
+    Args:
+        job: any.
+        flagged: its `config_flags`, where they are known.
 
     Raises:
         ValueError: it is a launch that would refuse them.
     """
-    if job.module != "gfn_jax.launch":
+    if job.module != LAUNCH:
         return job.arguments
     from gfn_jax.runs.config import read
 
+    flagged = flagged or config_flags(job)
+    assert flagged is not None
+    with naming(job):
+        return read(flagged.config, given_keys(flagged)).described
+
+
+@contextlib.contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """Says which job it is whose config is refused."""
     try:
-        values = train.parse(["launch", *job.arguments])
-        return read(values.config, given_keys(values)).described
+        yield
     except cli.PARSING as error:
         raise ValueError(f"job {job.name}: {cli.one_line(error)}") from error
-
-
-def config_of(job: Job) -> dict[str, Any] | None:
-    """The whole config that a job's arguments name, whatever the module; None where they name none."""
-    words = [word for word in job.arguments if word.startswith("--config")]
-    if not words:
-        return None
-    found: dict[str, Any] = train.parse(["launch", *words]).config.to_dict()
-    return found
 
 
 def page(planned: Sequence[plan.Planned], workers: int, preset: str) -> str:

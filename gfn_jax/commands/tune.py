@@ -26,6 +26,7 @@ from gfn_jax.commands.config_flag import define_config, given_keys, split_config
 from gfn_jax.commands.progress import progress
 from gfn_jax.commands.reproduce import checkout, machine, meaning
 from gfn_jax.errors import TrainingStopped
+from gfn_jax.studies.study import config_words
 
 EXAMPLE = "--config=FILE:preset --algorithm=NAME"
 TEXT = {
@@ -61,12 +62,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     values = cli.read(values, words, EXAMPLE, **needed)
     if values.help:
         return values
-    for name in ("trials", "workers"):
-        number: int = getattr(values, name)
-        if number < 1:
-            raise ValueError(f"--{name} is {number}; it must be 1 or more")
-    if not all(seed.isdecimal() for seed in values.seeds):
-        raise ValueError(f"--seeds is {','.join(values.seeds)!r}; it must be whole numbers, for instance 10,11")
+    cli.check_counts(values, "trials", "workers")
+    cli.whole_numbers(values, "seeds")
     return values
 
 
@@ -75,9 +72,9 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterator[str]:
     from gfn_jax.studies import plan, tuning
 
     config = values.config.to_dict()
-    task, name, seeds = config["task"], values.algorithm, tuple(map(int, values.seeds))
+    task, name, seeds = config["task"], values.algorithm, cli.whole_numbers(values, "seeds")
     tuning.method_of(task, name)
-    given = [f"--config.{key}={tuning.value_of(config, key)}" for key in given_keys(values)]
+    given = list(config_words({key: tuning.value_of(config, key) for key in given_keys(values)}))
     root, workdir = checkout(), pathlib.Path(values.workdir or f"runs/tune/{task}-{name}").resolve()
     overrides = [tuning.draw(task, name, number, config) for number in range(values.trials)]
     with contextlib.chdir(root):
@@ -103,9 +100,15 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterator[str]:
 
 
 def search(
-    facts: dict, overrides: list[dict], planned: list[tuple], workers: int, root: pathlib.Path, *where: pathlib.Path
+    facts: dict,
+    overrides: list[dict],
+    planned: list[tuple],
+    workers: int,
+    root: pathlib.Path,
+    workdir: pathlib.Path,
+    out: pathlib.Path,
 ) -> Iterator[str]:
-    """Runs the trials, a few at once, and writes down those that are done after every few; `where`: workdir and file.
+    """Runs the trials, a few at once, and writes down those that are done, in `out`, after every few.
 
     Raises:
         TrainingStopped: a signal came.
@@ -113,7 +116,6 @@ def search(
     """
     from gfn_jax.studies import plan, pool, tuning
 
-    workdir, out = where
     trials: list[tuning.Trial] = []
     together = max(workers // len(planned[0]), 1)
     for first in range(0, len(planned), together):

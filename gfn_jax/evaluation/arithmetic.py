@@ -15,7 +15,7 @@ import numpy as np
 
 from gfn_jax.evaluation.accuracy import Accuracy, Graded, mean, measure_accuracy, measure_diversity
 from gfn_jax.evaluation.remembered import remembered
-from gfn_jax.evaluation.report import RESULTS, SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
+from gfn_jax.evaluation.report import RESULTS, Findings, Sample, shown, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.interfaces import Environment
 from gfn_jax.models.language_model import LanguageModel
@@ -211,8 +211,7 @@ class ArithmeticEvaluator:
 
     def _samples(self, method: str, split: str, samples: Samples) -> list[Sample]:
         """The first of what was written for the first questions."""
-        task, shown = self.task, [rows[:SHOWN_SAMPLES] for rows in samples[:SHOWN_QUESTIONS]]
-        texts = [(example, task.decode(row)) for example, rows in enumerate(shown) for row in rows]
+        task, texts = self.task, ((example, self.task.decode(row)) for example, row in shown(samples))
         return [
             Sample(method, split, task.question(split, example), text, task.grade(split, example, text))
             for example, text in texts

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.diversity import SentenceEncoder, distinct, mean_hidden_states, mean_pairwise_distance
 from gfn_jax.evaluation.equal_length import gain_at_equal_length
-from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
+from gfn_jax.evaluation.report import Findings, Sample, shown, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
@@ -201,8 +201,7 @@ class ContinuationEvaluator:
         return [
             Sample(name, self.split, self.task.question(self.split, example), self.task.decode(row))
             for name, samples in written.items()
-            for example, rows in enumerate(samples[:SHOWN_QUESTIONS])
-            for row in rows[:SHOWN_SAMPLES]
+            for example, row in shown(samples)
         ]
 
     def page(self, found: Mapping[str, Mapping[str, Any]], written: Mapping[str, Samples]) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
-from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
+from gfn_jax.evaluation.report import Findings, Sample, shown, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
 from gfn_jax.evaluation.text_metrics import BertScore, bleu, gleu
@@ -324,11 +324,10 @@ class InfillingEvaluator:
 
     def _shown(self, method: str, samples: Samples) -> list[Sample]:
         """The first sentences for the first stories; X is the story without them."""
-        stories, texts = self.task.splits["test"], self.texts(samples[:SHOWN_QUESTIONS])
+        stories = self.task.splits["test"]
         return [
-            Sample(method, "test", f"{story.beginning} [...] {story.ending}", text)
-            for story, rows in zip(stories, texts)
-            for text in rows[:SHOWN_SAMPLES]
+            Sample(method, "test", f"{stories[number].beginning} [...] {stories[number].ending}", text)
+            for number, text in shown(self.texts(samples))
         ]
 
     def _stories(self, samples: Samples, count: int = 3) -> list[str]:

@@ -5,12 +5,13 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from gfn_jax.models.language_model import LanguageModel
 
 RESULTS, QUESTIONS, SAMPLES = "results.json", "questions.json", "samples.jsonl"
+T = TypeVar("T")
 SHOWN_QUESTIONS, SHOWN_SAMPLES = 20, 4  # of each split, and of each of these
 
 
@@ -58,6 +59,11 @@ class Findings:
     def __post_init__(self):
         check_numbers(self.methods)
         check_numbers(self.questions)
+
+
+def shown(samples: Sequence[Sequence[T]]) -> Iterator[tuple[int, T]]:
+    """Those that are kept of each question's samples, with the question's number: the first of the first."""
+    return ((number, sample) for number, own in enumerate(samples[:SHOWN_QUESTIONS]) for sample in own[:SHOWN_SAMPLES])
 
 
 class Evaluator(Protocol):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.predictive import summarize, summarize_votes, vote_entropy, vote_histogram
-from gfn_jax.evaluation.report import SHOWN_QUESTIONS, SHOWN_SAMPLES, Findings, Sample, table
+from gfn_jax.evaluation.report import Findings, Sample, shown, table
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
@@ -209,8 +209,7 @@ class SubjectivityEvaluator:
         task, truth, answers = self.task, self.task.truth(split), self.answers(judgement)
         return [
             Sample(method, split, task.review(split, i), task.decode(z), bool(answer == truth[i]), task.labels[answer])
-            for i, rows in enumerate(judgement.rationales[:SHOWN_QUESTIONS])
-            for z, answer in list(zip(rows, answers[i], strict=True))[:SHOWN_SAMPLES]
+            for i, (z, answer) in shown([[*zip(*own, strict=True)] for own in zip(judgement.rationales, answers)])
         ]
 
     def frequent_rationales(self, judgement: Judgement, split: str) -> dict[str, list[tuple[str, float]]]:

@@ -88,7 +88,7 @@ def write_rounds(
         write_whole(workdir / SAMPLES, (last / SAMPLES).read_text())
     facts = {"task": config.values.task, "method": method, "seed": config.values.seed, "command": command}
     spent = total([*(results_of(folder).get("budget") for folder in runs.values()), *between])
-    found = {**methods_of(last), **({"budget": spent} if spent else {}), **rows}
+    found = {**methods_of(last), **rows, "budget": spent}  # None, not the last run's, where one is not known
     write_results(workdir / RESULTS, {**facts, "seconds": round(seconds, 1), **found})
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from gfn_jax.evaluation import bootstrap, limits
+from gfn_jax.runs.ending import OWN
 from gfn_jax.studies.study import Cells, Column, Interval, Job, Results, Row, Study
 
 # A job's value is the mean of its questions' values, up to how either was rounded: to four digits behind the point.
 ROUNDING, ROUNDED = 1e-3, 1e-4
 NOT_RUN, NO_VALUE = "not run", "-"
-# What a metric of a run's budget begins with, and whose it is.
-SPENT, POLICIES = "budget.", ("metrics", "validation")
+SPENT = "budget."  # what a metric of a run's budget begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +107,17 @@ def ahead(one: Interval, other: Interval, column: Column) -> bool:
     return apart.low is not None and apart.low > 0
 
 
+def of_rivals(study: Study, cells: Cells) -> Cells:
+    """The cells of rows that may lead."""
+    rivals = {row.title for row in study.rows if row.rival}
+    return {key: cell for key, cell in cells.items() if key[0] in rivals}
+
+
 def leaders(study: Study, cells: Cells) -> frozenset[tuple[str, str]]:
     """The cells that are ahead of every other one in their column, of two or more."""
-    found = set()
+    found, rivals = set(), of_rivals(study, cells)
     for column in study.columns:
-        rivals = [row.title for row in study.rows if row.rival]
-        own = {title: cells[title, column.metric] for title in rivals if (title, column.metric) in cells}
+        own = {title: cell for (title, metric), cell in rivals.items() if metric == column.metric}
         if column.better is None or len(own) < 2:
             continue
         sign = 1 if column.better == "more" else -1
@@ -212,9 +217,11 @@ def left(job: Job, method: str, metric: str, results: Results) -> tuple[float, t
         return None
     if method not in found.results:
         raise ValueError(f"{job.name} has left no {method!r} in its results.json")
-    if metric.startswith(SPENT) and method in POLICIES:  # of the run that trained the policy, and nobody else's
-        method, metric = "budget", metric.removeprefix(SPENT)
-    value = found.results[method].get(metric)
+    if metric.startswith(SPENT):  # of the run that trained the policy, and nobody else's
+        spent = found.results.get("budget") if method in OWN.values() else None
+        value = (spent or {}).get(metric.removeprefix(SPENT))
+    else:
+        value = found.results[method].get(metric)
     if not isinstance(value, int | float):
         return None
     questions = (found.questions or {}).get(method, {}).get(metric)

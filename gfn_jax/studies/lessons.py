@@ -21,7 +21,7 @@ def ahead(cells: Cells, first: str, second: str, metric: str, better: Better, wh
     return f"{what}: {first} is ahead, {written(one)} against {written(other)} of {second}{once(one, other)}."
 
 
-def best(cells: Cells, metric: str, better: Better, what: str, within: str = "", without: str | None = None) -> str:
+def best(cells: Cells, metric: str, better: Better, what: str, within: str = "") -> str:
     """Which row leads, and which cannot be told apart from it.
 
     Args:
@@ -30,13 +30,8 @@ def best(cells: Cells, metric: str, better: Better, what: str, within: str = "",
         better: which way is.
         what: the column in words.
         within: only rows whose title ends so.
-        without: not rows whose title ends so.
     """
-    rows = {
-        row: cell
-        for (row, name), cell in cells.items()
-        if name == metric and row.endswith(within) and not (without and row.endswith(without))
-    }
+    rows = {row: cell for (row, name), cell in cells.items() if name == metric and row.endswith(within)}
     if not rows:
         return NOTHING
     sign = 1 if better == "more" else -1

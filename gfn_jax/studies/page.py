@@ -168,12 +168,13 @@ def _trials(one: Mapping[str, Any]) -> str:
     title = f"{one['task']}: {one['method']}"
     rows = []
     for trial in one["trials"]:
-        texts = [_overrides(trial["overrides"]), f"{trial['score']:.4g}", f"{trial['seed']}", f"{trial['seconds']:.0f}"]
+        seeds = ", ".join(map(str, trial["scores"]))
+        texts = [_overrides(trial["overrides"]), f"{trial['score']:.4g}", seeds, f"{trial['seconds']:.0f}"]
         if trial["overrides"] == one["chosen"]:
             texts = [f"<b>{text}</b>" for text in texts]
         cells = "".join(f"<td>{text}</td>" for text in texts[1:])
         rows.append(f'<tr><th scope="row">{texts[0]}</th>{cells}</tr>')
-    table = _scrolling(("trial", "score", "seed", "seconds"), rows, title)
+    table = _scrolling(("trial", "score", "seeds", "seconds"), rows, title)
     return _details(f"{escape(title)}, {len(rows)} trials", f"<p>Taken: {_overrides(one['chosen'])}</p>", table)
 
 

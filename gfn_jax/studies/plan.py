@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from gfn_jax.studies.found import Found
-from gfn_jax.studies.study import Job, Study
+from gfn_jax.studies.study import SEED, Job, Study
 
 State = Literal["done", "interrupted", "failed", "changed", "missing"]
 RECORD, PARTIAL = "job.json", "job.partial"
 _NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
-_SEED = re.compile(r"\bseed-\d+\b")
 _FOLDER = re.compile(r"\{([\w./+-]+)\}")
 
 
@@ -157,18 +156,23 @@ def make_plan(jobs: Sequence[Job], workdir: pathlib.Path, meaning: Callable[[Job
         needs = [plan[need].identity for need in job.needs]
         text = json.dumps([job.module, meaning(job), needs], sort_keys=True)
         identity = hashlib.sha256(text.encode()).hexdigest()[:12]
-        folder = workdir / job.name
-        arguments = tuple(_with_folders(job, argument, workdir) for argument in job.arguments)
         aside = workdir / ".aside" / job.name / identity
-        plan[job.name] = Planned(job, identity, folder, aside, (*arguments, f"--workdir={folder}"))
+        plan[job.name] = Planned(job, identity, workdir / job.name, aside, arguments_of(job, workdir))
     return tuple(plan.values())
 
 
-def _with_folders(job: Job, argument: str, workdir: pathlib.Path) -> str:
-    for name in _FOLDER.findall(argument):
-        if name not in job.needs:
-            raise ValueError(f"{job.name} has {argument!r}, and does not need a job {name!r}")
-    return _FOLDER.sub(lambda match: str(workdir / match[1]), argument)
+def arguments_of(job: Job, workdir: pathlib.PurePath) -> tuple[str, ...]:
+    """A job's arguments, the folders of those it needs and its own being below `workdir`.
+
+    Raises:
+        ValueError: one has the folder of a job that is not needed.
+    """
+    for argument in job.arguments:
+        for name in _FOLDER.findall(argument):
+            if name not in job.needs:
+                raise ValueError(f"{job.name} has {argument!r}, and does not need a job {name!r}")
+    given = (_FOLDER.sub(lambda match: str(workdir / match[1]), argument) for argument in job.arguments)
+    return (*given, f"--workdir={workdir / job.name}")
 
 
 def home(planned: Planned) -> pathlib.Path | None:
@@ -290,7 +294,7 @@ def expected(plan: Sequence[Planned]) -> dict[str, Expected]:
 
 
 def _kind(name: str) -> str:
-    return _SEED.sub("seed-*", name)
+    return SEED.sub("seed-*", name)
 
 
 def by_the_clock(rest: Mapping[str, float], plan: Sequence[Planned], workers: int) -> float:

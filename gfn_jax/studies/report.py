@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from gfn_jax.studies import figures, markdown
 from gfn_jax.studies.found import Facts
 from gfn_jax.studies.page import TITLE, about, page
 from gfn_jax.studies.section import WORKDIR, Section, section
-from gfn_jax.studies.study import Results, Study
+from gfn_jax.studies.study import SEED, Results, Study
+from gfn_jax.studies.tuning import TUNED
 
-TUNED = pathlib.Path(__file__).with_name("tuned")
 NO_FIGURES = "There are no figures: matplotlib is not installed (pip install matplotlib)."
 CSV_HEAD = (
     "study", "row", "metric", "job", "seed", "value", "mean", "low", "high", "questions", "paper", "shown_value",
@@ -108,17 +107,13 @@ def _csv(one: Section, results: Results) -> str:
             if not row.jobs:
                 writer.writerow(common)
             for job in row.jobs:
-                own: dict[str, Any] = {"job": job.name, "seed": _seed(job.name)}
+                seed = SEED.search(job.name)
+                own: dict[str, Any] = {"job": job.name, "seed": seed and seed[1]}
                 left = tables.left(job, row.method, column.metric, results)
                 if left is not None:
                     own |= {"value": left[0], "shown_value": tables.number(left[0], column)}
                 writer.writerow(common | own)
     return text.getvalue()
-
-
-def _seed(job: str) -> str | None:
-    found = re.search(r"\bseed-(\d+)\b", job)
-    return found[1] if found else None
 
 
 def _relative(text: str, results: Results, out: pathlib.Path) -> str:

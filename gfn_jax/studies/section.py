@@ -1,6 +1,7 @@
 """A section of the report: all that is said of one study, before it is said in Markdown or HTML."""
 
 import dataclasses
+import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from gfn_jax.studies import cells as tables
 from gfn_jax.studies import figures
 from gfn_jax.studies.cells import Table
 from gfn_jax.studies.found import Facts
+from gfn_jax.studies.plan import arguments_of, readable_time
 from gfn_jax.studies.study import Cells, Job, Results, Study
 
 WORKDIR = "DIR"  # what a workdir is called in commands
@@ -55,13 +57,14 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
     unfinished = tables.missing(study, results)
     own = {job.name: results[job.name] for job in study.jobs if job.name in results}
     drawn = figures.draw(study, found) if figures.available() else None
+    rest = f"{len(unfinished)} of {len(study.jobs)} runs are missing."
     seconds = sum(one.job.get("seconds", 0.0) for one in own.values())
     return Section(
         study=study,
         cells=found,
         table=tables.table(study, found, results),
         legend=tables.legend(study, found),
-        lesson=f"{len(unfinished)} of {len(study.jobs)} runs are missing." if unfinished else study.lesson(found),
+        lesson=rest if unfinished else study.lesson(tables.of_rivals(study, found)),
         figure=drawn,
         caption=_caption(study) if drawn else "",
         texts=study.texts(own) if study.texts and own else (),
@@ -71,16 +74,13 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
         command=f"python -m gfn_jax.reproduce --what={study.name} --preset={facts.preset} "
         f"--seeds={','.join(map(str, facts.seeds))} --workdir={WORKDIR}",
         runs=[command(job) for job in study.jobs],
-        took=f"{len(own)} of {len(study.jobs)} finished, in {_duration(seconds)} of running time together",
+        took=f"{len(own)} of {len(study.jobs)} finished, in {readable_time(seconds)} of running time together",
     )
 
 
 def command(job: Job) -> str:
     """What runs a job, folders below WORKDIR."""
-    arguments = list(job.arguments)
-    for need in job.needs:
-        arguments = [argument.replace(f"{{{need}}}", f"{WORKDIR}/{need}") for argument in arguments]
-    return shlex.join(["python", "-m", job.module, *arguments, f"--workdir={WORKDIR}/{job.name}"])
+    return shlex.join(["python", "-m", job.module, *arguments_of(job, pathlib.PurePath(WORKDIR))])
 
 
 def _caption(study: Study) -> str:
@@ -97,8 +97,3 @@ def _caption(study: Study) -> str:
             )
         case _:
             return f"{names}. Thin lines are the table’s intervals; arrows point to what is better."
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"

@@ -6,12 +6,20 @@ Jobs are the unit of everything that can be interrupted, repeated or reused; sev
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from gfn_jax.studies.found import Found
 
+LAUNCH = "gfn_jax.launch"
+SEED = re.compile(r"\bseed-(\d+)\b")  # of a job's name
 Figure = Literal["bars", "curves", "scatter"]
+
+
+def config_words(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """A config's settings as flags, `--config.steps=40`."""
+    return tuple(f"--config.{key}={value}" for key, value in settings.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Row:
         paper: column's metric -> what the paper says there.
         series, x: of a curve: the line that the row is a point of, and where on the x axis.
         note: a footnote.
-        rival: whether it leads where it is the best; not one that knows the answer.
+        rival: whether it may lead, in the table and in the lesson; not one that knows the answer, nor a floor.
     """
 
     title: str
@@ -112,7 +120,7 @@ class Study:
         paper: which table or figure of the paper it is the twin of; empty where it is ours.
         setting: what was done, in a few sentences.
         columns, rows: of the table.
-        lesson: one line drawn from the cells by rule, once all jobs have finished; `cells.ahead` compares two.
+        lesson: one line drawn from the rivals' cells by rule, once all jobs have finished.
         figure: how the table is drawn; None for not at all.
         x_title, log_x: of curves.
         figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.

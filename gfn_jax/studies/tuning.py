@@ -18,7 +18,7 @@ import numpy as np
 
 from gfn_jax.evaluation.report import write_whole
 from gfn_jax.runs.ending import OWN
-from gfn_jax.studies.study import Job
+from gfn_jax.studies.study import LAUNCH, Job, config_words
 
 TUNED = pathlib.Path(__file__).parent / "tuned"
 SEEDS = (10, 11)  # reports begin with 0
@@ -71,7 +71,7 @@ class Method:
 
     space: Space
     fixed: Overrides = dataclasses.field(default_factory=dict)
-    module: str = "gfn_jax.launch"
+    module: str = LAUNCH
     flags: tuple[str, ...] = ()
 
 
@@ -160,7 +160,7 @@ def trial_jobs(
         source: the config, FILE:preset.
         overrides: of the trial.
         number: of the trial.
-        given: flags of all trials, "--config.KEY=VALUE".
+        given: flags of all trials (`config_words`).
         seeds: of the search; of the synthetic reviews, too.
     """
     method, data_seed = METHODS[name], ["subjectivity.data_seed"] * (task == "subjectivity")
@@ -168,8 +168,7 @@ def trial_jobs(
     for seed in seeds:
         own = {"report": "validation", "certificate.queries": 0, **method.fixed, **overrides}
         own |= dict.fromkeys(["seed", *data_seed], seed)
-        words = [f"--config.{key}={value}" for key, value in own.items()]
-        arguments = (*method.flags, f"--config={source}", *given, *words)
+        arguments = (*method.flags, f"--config={source}", *given, *config_words(own))
         jobs.append(Job(f"trial-{number}/seed-{seed}", method.module, arguments))
     return tuple(jobs)
 

@@ -7,7 +7,6 @@ style it is shown; where each has its own, demonstrations tell it little:
 
     chain      the right chain                               3 + 4 = 7, 7 - 2 = 5
     backward   right too: the later operands from the last   3 - 2 = 1, 1 + 4 = 5
-    rotated    right too: from a later operand on, and round 3 - 2 = 1, 1 + 4 = 5
     corrupted  the chain with one slip of the pen in it      3 + 4 = 7, 9 - 2 = 7
     shuffled   the right chain's steps in another order      7 - 2 = 5, 3 + 4 = 7
     adjacent   neighbours combined, nothing carried over     3 + 4 = 7, 4 - 2 = 2
@@ -43,7 +42,7 @@ class CorpusConfig:
     """What the corpus is made of; weights are relative.
 
     Attributes:
-        chain: weight of this style; so too the seven that follow.
+        chain: weight of this style; so too the six that follow.
         wrong_answer: probability that the answer after `repeat` or `direct` is another number.
         coherent: probability that a document keeps the style of its first example.
         operands: (number of operands, weight), drawn for every example.
@@ -55,7 +54,6 @@ class CorpusConfig:
 
     chain: Nonnegative = 4.0
     backward: Nonnegative = 0.0
-    rotated: Nonnegative = 0.0
     corrupted: Nonnegative = 1.5
     shuffled: Nonnegative = 0.0
     adjacent: Nonnegative = 1.5
@@ -159,12 +157,6 @@ def _shuffled(rng: random.Random, terms: Terms) -> list[Step]:
     return [steps[place] for place in order]
 
 
-def _rotated(rng: random.Random, terms: Terms) -> list[Step]:
-    """From a later operand to the last, then from the second to the one before it."""
-    place = rng.randrange(2, len(terms))
-    return _steps([terms[0], *terms[place:], *terms[1:place]])
-
-
 def _adjacent(rng: random.Random, terms: Terms) -> list[Step]:
     del rng
     return [(left, sign, right) for (_, left), (sign, right) in itertools.pairwise(terms)]
@@ -174,7 +166,6 @@ def _adjacent(rng: random.Random, terms: Terms) -> list[Step]:
 CHAINS: dict[str, Callable[[random.Random, Terms], list[Step]]] = {
     "chain": lambda rng, terms: _steps(terms),
     "backward": lambda rng, terms: _steps([terms[0], *reversed(terms[1:])]),
-    "rotated": _rotated,
     "corrupted": _corrupted,
     "shuffled": _shuffled,
     "adjacent": _adjacent,

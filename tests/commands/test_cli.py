@@ -59,6 +59,7 @@ def test_what_is_wrong_is_one_line_and_with_debug_a_traceback(face, capsys, monk
         ("sample", ["--model=m", "--prompt=p", "--sed=1"]),
         ("export", ["--workdir=w", "--out=o", "--sed=1"]),
         ("benchmark", [f"--config={ROOT}/configs/benchmark.py", "--config.sed=1"]),
+        ("reproduce", ["--what=table4", "--sed=1"]),
     ],
 )
 def test_what_is_misspelt_is_said_at_once(face, arguments):

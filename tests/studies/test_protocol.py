@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from gfn_jax.commands.reproduce import config_of
+from gfn_jax.commands.reproduce import config_flags
 from gfn_jax.commands.train import parse
 from gfn_jax.runs.config import read_policy_run
 from gfn_jax.studies import protocol, tuning
@@ -27,6 +27,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+def config_of(job):
+    return config_flags(job).config.to_dict()
 
 
 def two_rows(*words, config="configs/arith.py", differing=()):
@@ -88,7 +92,7 @@ def test_rows_are_compared_seed_by_seed_and_task_by_task():
 @pytest.mark.parametrize("preset", ["tiny", "paper"])
 def test_the_studies_of_this_project_keep_to_it(preset):
     for study in studies(preset, (0, 1)).values():
-        check_protocol(study, {job.name: found for job in study.jobs if (found := config_of(job))})
+        check_protocol(study, {job.name: config_of(job) for job in study.jobs if config_flags(job)})
 
 
 def test_methods_with_other_numbers_of_trials_are_refused(tmp_path, monkeypatch):

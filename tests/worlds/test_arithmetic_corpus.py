@@ -15,7 +15,7 @@ from gfn_jax.worlds.arithmetic_examples import evaluate, make_example, worked_ch
 from gfn_jax.worlds.arithmetic_splits import generate_splits, is_held_out
 
 LINE = re.compile(r"Question: (.+) = \? Answer: (.+)\. The answer is (-?\d+)\.\n")
-EVEN = CorpusConfig(**dict.fromkeys(STYLES, 1.0), documents=2_000)
+EVEN = CorpusConfig(**dict.fromkeys(STYLES, 1.0), documents=250 * len(STYLES))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_no_question_of_the_task_occurs(corpus):
 
 
 def test_every_step_has_the_calculators_result(corpus):
-    for style in ("chain", "backward", "rotated", "corrupted", "shuffled", "adjacent"):
+    for style in ("chain", "backward", "corrupted", "shuffled", "adjacent"):
         for _, completion, answer in corpus[style]:
             for step in completion.split(", "):
                 call, result = step.split(" = ")
@@ -59,13 +59,12 @@ def test_chains_are_right(corpus):
         assert answer == evaluate(expression)
 
 
-def test_chains_in_other_orders_are_right_too(corpus):
-    for style in ("backward", "rotated"):
-        for expression, completion, answer in corpus[style]:
-            assert is_correct_chain(make_example(expression), completion)
-            assert answer == evaluate(expression)
-        same = np.mean([completion == worked_chain(expression) for expression, completion, _ in corpus[style]])
-        assert same < 0.15  # equal operands may change places
+def test_chains_from_the_last_operand_are_right_too(corpus):
+    for expression, completion, answer in corpus["backward"]:
+        assert is_correct_chain(make_example(expression), completion)
+        assert answer == evaluate(expression)
+    same = np.mean([completion == worked_chain(expression) for expression, completion, _ in corpus["backward"]])
+    assert same < 0.15  # equal operands may change places
 
 
 def test_corrupted_chains_have_a_slip(corpus):

@@ -1,0 +1,55 @@
+"""What finished jobs have written, as a report shows it: samples, and the commonest rationales."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gfn_jax.evaluation.report import SAMPLES
+from gfn_jax.studies.study import Job, Results
+
+VERDICT = {True: "   [right]", False: "   [wrong]", None: ""}
+
+
+def sampled(
+    results: Results,
+    jobs: Iterable[Job],
+    methods: Sequence[str],
+    count: int,
+    right: bool | None = None,
+) -> list[tuple[str, list[str]]]:
+    """The first completions that jobs have left in samples.jsonl, as (who wrote them, lines).
+
+    Args:
+        results: of all finished jobs.
+        jobs: whose.
+        methods: of each.
+        count: lines of each method.
+        right: only those that are, or are not; None for all.
+    """
+    texts = []
+    for job in jobs:
+        path = results[job.name].folder / SAMPLES if job.name in results else None
+        if path is None or not path.exists():
+            continue
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for method in methods:
+            own = [row for row in rows if row["method"] == method and (right is None or row.get("right") is right)]
+            lines = [f"{row['question']}{row['completion']}{VERDICT[row.get('right')]}" for row in spread(own, count)]
+            if lines:
+                texts.append((f"{job.name}, {method}" if method != "metrics" else job.name, lines))
+    return texts
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` rows, evenly from the first to the last."""
+    step = max(len(rows) // count, 1)
+    return list(rows[::step][:count])
+
+
+def rationales(results: Results, jobs: Iterable[Job]) -> list[tuple[str, list[str]]]:
+    """The commonest rationales of each label, of the first job that is there."""
+    for job in jobs:
+        if job.name in results:
+            found = results[job.name].results.get("rationales", {})
+            return [(label, [f"{share:.1f} %  {text}" for text, share in rows]) for label, rows in found.items()]
+    return []
