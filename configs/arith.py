@@ -71,6 +71,8 @@ def tiny() -> ml_collections.ConfigDict:
     )
     config.exploration.temperature_high = 1.3
     config.sft.learn = "text"  # question, chain and answer
+    # By validation. With values in units of one nat PPO diverges, and each time it learns from old rows costs accuracy.
+    config.ppo.update({"epochs": 1, "gae_lambda": 1.0, "value_unit": 10.0})
     config.star.update({"shots": 3, "learn": "text"})  # without shots the base writes no chain at all
     config.objective.terms.vargrad = 0.5
     config.objective.huber = 4.0
@@ -152,5 +154,6 @@ def ppo() -> ml_collections.ConfigDict:
     config.sampling.update({"queries": 64, "samples": 16, "micro_batches": 16})
     config.sampling.update({"reward_temperature_start": 1.0, "reward_temperature_end": 1.0})
     config.ppo.update({"target": "kl_to_base", "beta": 0.2, "kl_target": 6.0, "kl_horizon": 10_000.0})
-    config.ppo.update({"epochs": 4, "minibatches": 1, "clip": 0.2, "value_clip": 0.2})
+    config.ppo.update({"epochs": 4, "minibatches": 1, "clip": 0.2})
+    config.ppo.update({"gae_lambda": 0.95, "value_clip": 0.2, "value_unit": 1.0})
     return config

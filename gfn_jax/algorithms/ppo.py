@@ -1,8 +1,10 @@
 """PPO: a choice is worth what came of it, less a learnt value of the state it was made in (Schulman et al. 2017).
 
-    loss = clipped ratio x A_t + value_coefficient x clipped square of V - G_t        (`objectives.clipped`)
+    loss = clipped ratio x A_t + value_coefficient x clipped square of (V - G_t) / value_unit    (`objectives.clipped`)
 
-V is linear in the hidden state that the choice was read off, and learns through the adapter too. A_t is the generalised
+V is linear in the hidden state that the choice was read off, in units of `value_unit`, and learns through the adapter
+too: where returns are many nats, a unit of one nat has the values' gradient drown the policy's, and a head that the
+optimizer moves by the learning rate never gets there. A_t is the generalised
 advantage (`gae_lambda`; undiscounted) over rewards by the choice (`returns`): what the token costs where it is chosen,
 log R/T at the stop. With `whiten` advantages have mean 0 and standard deviation 1 over all choices of a block.
 
@@ -39,25 +41,27 @@ class PPOConfig(RepeatedConfig):
     Attributes:
         gae_lambda: lambda of the generalised advantages.
         whiten: whether advantages are normalised over the choices of a block.
-        value_clip: d, nats that a value may move while it learns from a block; None for any number.
+        value_clip: d, units that a value may move while it learns from a block; None for any number.
         value_coefficient: what the values' loss weighs beside the policy's.
+        value_unit: nats, about the deviation of the returns.
     """
 
     gae_lambda: Share
     whiten: bool
     value_clip: Positive | None
     value_coefficient: Nonnegative
+    value_unit: Positive
 
 
 @struct.dataclass
 class ValueHead:
-    """V = kernel . h + bias of a hidden state h."""
+    """V = kernel . h + bias of a hidden state h, in units."""
 
     kernel: Float[Array, " E"]
     bias: Float[Array, ""]
 
     def __call__(self, hidden: Float[Array, "B T E"]) -> Float[Array, "B T"]:
-        """The value of each state, in nats, float32 whatever the model's dtype."""
+        """The value of each state, in units, float32 whatever the model's dtype."""
         return hidden.astype(jnp.float32) @ self.kernel + self.bias
 
 
@@ -71,7 +75,7 @@ class Trainable:
 
 @struct.dataclass
 class Values:
-    """What was found of each state as rows were collected: V_old, and what it should have been, G, in nats."""
+    """What was found of each state as rows were collected: V_old, and what it should have been, G, in units."""
 
     old: Float[Array, "B T"]
     aim: Float[Array, "B T"]
@@ -97,7 +101,8 @@ class PPO(Repeated):
         self, trainable: Trainable, constants: Constants, batches: Batch, rewards: Float[Array, "P B T"]
     ) -> tuple[Experience, dict[str, Float[Array, ""]]]:
         """Generalised advantages; `explained_variance` is the share of G's variance that V_old knew of."""
-        value = jax.lax.map(lambda batch: self.values(trainable, constants, batch), batches)
+        unit = self.config.value_unit
+        value = unit * jax.lax.map(lambda batch: self.values(trainable, constants, batch), batches)
         chosen = batches.trajectory.rollout.action_mask & used_rows(batches)[:, :, None]
         advantage = jax.vmap(generalized_advantage, in_axes=(0, 0, 0, None))(
             rewards, value, chosen, self.config.gae_lambda
@@ -111,10 +116,10 @@ class PPO(Repeated):
         if self.config.whiten:
             deviation = jnp.sqrt(variance(advantage)) + SMALLEST_DEVIATION
             advantage = jnp.where(chosen, (advantage - masked_mean(advantage, chosen)) / deviation, 0.0)
-        return Experience(batches, advantage, Values(value, aim)), {"explained_variance": explained}
+        return Experience(batches, advantage, Values(value / unit, aim / unit)), {"explained_variance": explained}
 
     def values(self, trainable: Trainable, constants: Constants, batch: Batch) -> Float[Array, "B T"]:
-        """V of every state of a micro-batch, nothing being dropped."""
+        """V of every state of a micro-batch, in units, nothing being dropped."""
         prompt, rollout = self.spread(batch.query).prompt, batch.trajectory.rollout
         policy = self.policy(trainable, constants)
         return trainable.value(score_states(policy, prompt, rollout, constants.rules)[1])

@@ -142,5 +142,6 @@ def method_sections() -> dict[str, dict[str, Any]]:
         "whiten": True,
         "value_clip": 1.0,
         "value_coefficient": 0.1,
+        "value_unit": 1.0,
     }
     return sections

@@ -252,9 +252,10 @@ class Arithmetic:
         return diversity, labels, tokens, misspecified
 
     def shortened(self, method: str, steps: int) -> tuple[Job, ...]:
-        if steps == STEPS[self.make.preset]:
+        settings = self.method(method)
+        if steps == settings.get("steps", STEPS[self.make.preset]):
             return self.misled(method, 0)
-        return self.jobs(f"tokens/{method}-{steps}", {**self.method(method), **ON_VALIDATION, "steps": steps}, 70.0)
+        return self.jobs(f"tokens/{method}-{steps}", {**settings, **ON_VALIDATION, "steps": steps}, 70.0)
 
     def misled(self, method: str, nats: int) -> tuple[Job, ...]:
         shortcut = {"reward.automaton": "gfn_jax.studies.shortcuts:without_a_call", "reward.automaton_weight": nats}

@@ -76,19 +76,19 @@ class Method:
 
 
 COMMON: Space = {"optimizer.learning_rate": Factor(0.25, 4.0), "steps": Factor(0.5, 2.0)}
-BETA = Choice((0.05, 0.1, 0.2, 0.5))
-# The target (reward, temperatures), the base, the adapter's targets and the evaluation are in none of them.
+# The target (reward, temperatures, what policy gradients maximise), the base, the adapter's targets and the evaluation
+# are in none of them.
 SPACES: Mapping[str, Space] = {
     "gflownet": {"objective.terms.vargrad": Factor(0.25, 4.0)},
     "weighted_sft": {"weighted_sft.proposal": Choice(("policy", "base"))},
     "ctl": {"ctl.value_rate": Factor(0.25, 4.0)},
-    "dpo": {"dpo.beta": BETA, "dpo.labels": Choice(("rank", "bradley_terry"))},
+    "dpo": {"dpo.beta": Choice((0.05, 0.1, 0.2, 0.5)), "dpo.labels": Choice(("rank", "bradley_terry"))},
     "sft": {"sft.learn": Choice(("completion", "joint", "text"))},
     "star": {"star.temperature": Choice((0.5, 0.7, 1.0)), "star.rationalisation": Choice((True, False))},
-    "reinforce": {"reinforce.beta": BETA},
-    "rloo": {"rloo.beta": BETA},
-    "grpo": {"grpo.beta": BETA, "grpo.epochs": Choice((1, 2, 4))},
-    "ppo": {"ppo.beta": BETA, "ppo.epochs": Choice((1, 2, 4))},
+    "reinforce": {},
+    "rloo": {},
+    "grpo": {"grpo.epochs": Choice((1, 2, 4))},
+    "ppo": {"ppo.epochs": Choice((1, 2, 4)), "ppo.gae_lambda": Choice((0.95, 1.0))},
 }
 OF_M_STEP: Space = {"em.learning_rate": Factor(0.25, 4.0), "em.steps": Factor(0.5, 2.0)}
 METHODS: Mapping[str, Method] = {

@@ -427,6 +427,24 @@ def test_far_from_what_has_drawn_the_rows_nothing_is_learnt(several):
     assert largest > 1e-3
 
 
+def test_a_unit_is_what_values_are_counted_in(several):
+    """The same values in units of three nats: the same advantages, and a ninth of the values' loss."""
+    found = {}
+    for unit in (1.0, 3.0):
+        own = {"value_unit": unit, "whiten": False, "value_clip": None}
+        algorithm = make("ppo", several.reward, several.lora, own, **MANY)
+        step, state = started(algorithm, several)
+        head = state.trainable.value
+        head = head.replace(kernel=jnp.linspace(-1.0, 1.0, head.kernel.size) / unit, bias=jnp.float32(-2.0 / unit))
+        state = state.replace(trainable=state.trainable.replace(value=head))
+        after, metrics = step(state, several.constants)
+        found[unit] = after.memory.held.experience.advantage, metrics
+    np.testing.assert_allclose(found[3.0][0], found[1.0][0], rtol=1e-5, atol=1e-5)
+    assert jnp.abs(found[1.0][0]).max() > 0.1
+    assert float(found[3.0][1]["loss_value"]) == pytest.approx(float(found[1.0][1]["loss_value"]) / 9, rel=1e-5)
+    assert float(found[3.0][1]["explained_variance"]) == pytest.approx(float(found[1.0][1]["explained_variance"]), 1e-4)
+
+
 def test_what_the_host_adds_counts_once(several):
     """In every step of a block: the host is asked again, but of rows that are remembered its word was heard."""
     algorithm = make("ppo", several.reward, several.lora, {**BLOCK, "target": "reward"}, **MANY)
