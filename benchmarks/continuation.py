@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
             methods = evaluator.methods(policy, query)
             name = f"gflownet_T{temperature:g}"
             seconds[name] = round(trained.seconds, 1)
-            found[name] = evaluator.measure(policy, query, methods.pop("metrics")()).means
+            found[name] = evaluator.measure(policy, query, methods.pop("policy")()).means
             if "base" not in found:  # log q of what the base wrote: its own, over legal tokens
                 found |= {other: evaluator.measure(base, query, write()).means for other, write in methods.items()}
     families = {

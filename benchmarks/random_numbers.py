@@ -53,10 +53,10 @@ def print_table(runs: list[dict]) -> None:
     print(f"\n{'':10}" + "".join(f"{name:>17}" for name in (*SHOWN, "wall, CPU s")))
     for title, values, took in [
         ("base", runs[0]["base"], ""),
-        *((f"seed {r['seed']}", r["metrics"], f"{r['wall_seconds']}, {r['cpu_seconds']}") for r in runs),
+        *((f"seed {r['seed']}", r["policy"], f"{r['wall_seconds']}, {r['cpu_seconds']}") for r in runs),
     ]:
         print(f"{title:10}" + "".join(f"{values[name]:17.5g}" for name in SHOWN) + f"{took:>17}")
-    print(f"{'floor':10}" + " " * 17 * (len(SHOWN) - 1) + f"{runs[0]['metrics']['sampled_noise_floor']:17.5g}")
+    print(f"{'floor':10}" + " " * 17 * (len(SHOWN) - 1) + f"{runs[0]['policy']['sampled_noise_floor']:17.5g}")
 
 
 def plot(runs: list[dict], path: pathlib.Path) -> None:
@@ -75,7 +75,7 @@ def plot(runs: list[dict], path: pathlib.Path) -> None:
         for one in runs if method == "policy" else runs[:1]:
             axis.scatter(one["distribution"]["number"], one["distribution"][method], s=9, alpha=0.7, linewidths=0)
         axis.plot(listed["number"], listed["target"], color="black", linewidth=0.8, label="target")
-        found = [one["base" if method == "base" else "metrics"] for one in runs]
+        found = [one["base" if method == "base" else "policy"] for one in runs]
         valid, worst = min(one["valid_mass"] for one in found), max(one["kl_to_target"] for one in found)
         seeds = f", worst of {len(runs)} seeds" if method == "policy" and len(runs) > 1 else ""
         axis.set_title(f"{title}: {100 * valid:.3f} % valid, KL {worst:.2g}{seeds}", fontsize=10)
@@ -107,7 +107,7 @@ def main() -> None:
     runs: list[dict] = []
     for seed in args.seeds:
         one = run(args.preset, seed, args.runs / f"rng-{args.preset}-{seed}", flags)
-        kept = ("seed", "steps", "seconds", "wall_seconds", "cpu_seconds", "metrics", "base", "distribution")
+        kept = ("seed", "steps", "seconds", "wall_seconds", "cpu_seconds", "policy", "base", "distribution")
         runs.append({key: one[key] for key in kept})
         # The base and the target are the same for every seed: their numbers are listed once.
         listed = [{**r["distribution"]} for r in runs]

@@ -52,7 +52,6 @@ def tiny() -> ml_collections.ConfigDict:
     config.save_every = 20
     config.model.path = "tiny-arithmetic-weak"
     config.arithmetic = {
-        "data_dir": ml_collections.config_dict.placeholder(str),
         "seed_demonstrations": 47,
         "seed_share": 0.7,
         "reward_shots": 3,

@@ -5,7 +5,7 @@
 Presets:
 
     :tiny     openings of the project's own stories, and the story model it ships (default)
-    :paper    GPT-2 XL with the paper's hyperparameters; --config.continuation.prompts=FILE names your prompts, one a
+    :paper    GPT-2 XL with the paper's hyperparameters; --config.data.path=FILE names your prompts, one a
               line (or raw text, with --config.continuation.raw=True)
     :gpt2, :llama (3.2 1B), :qwen (2.5 0.5B)
               the same on another model
@@ -41,7 +41,6 @@ def tiny() -> ml_collections.ConfigDict:
     config.save_every = 50
     config.model.path = "tiny-stories"
     config.continuation = {
-        "prompts": ml_collections.config_dict.placeholder(str),
         "raw": False,
         "count": 1000,
         "validation": 50,

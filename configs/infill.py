@@ -6,9 +6,9 @@ Presets:
 
     :tiny     generated stories whose hidden sentence has a computable posterior (default)
     :paper    GPT-2 Large fine-tuned on ROCStories (configs/finetune.py:paper makes it; its folder is
-              --config.model.path), the paper's hyperparameters; --config.infilling.data_dir is the folder of the CSV
+              --config.model.path), the paper's hyperparameters; --config.data.path is the folder of the CSV
               files
-    :stories  ROCStories on any small model: --config.model.path and --config.infilling.data_dir
+    :stories  ROCStories on any small model: --config.model.path and --config.data.path
 
 A judge of the infills: --config.evaluation.judge_url=http://host:port/v1 --config.evaluation.judge_model=NAME.
 """
@@ -33,7 +33,6 @@ def tiny() -> ml_collections.ConfigDict:
     config.save_every = 100
     config.model.path = "tiny-stories"
     config.infilling = {
-        "data_dir": placeholder(str),
         "train_stories": 3000,
         "validation_stories": 100,
         "test_stories": 100,

@@ -173,7 +173,7 @@ class SentenceEvaluator:
 
     def report(self, model) -> Findings:
         """The base, the policy, and a few of its sentences."""
-        found = {"base": self.measure(model.base, "test"), "metrics": self.measure(model, "test")}
+        found = {"base": self.measure(model.base, "test"), "policy": self.measure(model, "test")}
         rows = [(name, values["exact"], values["words"]) for name, values in found.items()]
         sentences = [row[0] for row in self.sample(model, "test")[:5]]
         return Findings(found, "\n".join([table(("", "exact, %", "words"), rows), "", *sentences]))

@@ -10,7 +10,7 @@ Presets:
 
     :tiny     synthetic reviews and the model that the project ships for them (default); 50 labels
     :em       the same, then `em.rounds` rounds of expectation maximisation
-    :paper    instruct GPT-J 6B and SUBJ with the paper's hyperparameters; --config.subjectivity.data_dir=FOLDER names
+    :paper    instruct GPT-J 6B and SUBJ with the paper's hyperparameters; --config.data.path=FOLDER names
               the original files, --config.em.rounds=1 adds the M-step
 """
 
@@ -32,7 +32,6 @@ def tiny() -> ml_collections.ConfigDict:
     config.save_every = 60
     config.model.path = "tiny-reviews"
     config.subjectivity = {
-        "data_dir": ml_collections.config_dict.placeholder(str),
         "labels": 50,
         "data_seed": 0,
         "validation": 100,

@@ -167,9 +167,10 @@ CASES += [
     ("arith", "objective.log_z=frozen objective.terms.flowrl=1", "objective.log_z is 'frozen' flowrl"),
     ("arith", "model.path=layers", "num_layers is 0; at least 1"),
     ("continuation", "continuation.count=0", "continuation.count is 0; --config.continuation.count=None"),
-    ("continuation", "continuation.prompts=prompts.txt", "continuation.validation is 50; there are 30"),
-    ("continuation", "continuation.prompts=latin.txt", "latin.txt, byte 3: not UTF-8"),
-    ("continuation", "continuation.prompts=blank.txt", "blank.txt holds no prompts"),
+    ("continuation", "data.path=prompts.txt", "continuation.validation is 50; there are 30"),
+    ("continuation", "data.path=latin.txt", "latin.txt, byte 3: not UTF-8"),
+    ("continuation", "data.path=blank.txt", "blank.txt holds no prompts"),
+    ("rng", "data.path=numbers.txt", "data.path is 'numbers.txt'; the task random_numbers reads no files"),
     ("continuation", "evaluation.nucleus=(2.0,)", "evaluation.nucleus is (2.0,); above 0 to 1"),
     ("continuation", "evaluation.temperatures=(0.0,)", "evaluation.temperatures is (0.0,); from 0.001"),
     ("continuation", "evaluation.diverse_penalty=nan", "evaluation.diverse_penalty is nan"),
@@ -183,12 +184,12 @@ CASES += [
     ("subj", "evaluation.shots=500", "evaluation.shots is 500; there are 50"),
     (
         "subj",
-        "subjectivity.data_dir=subj subjectivity.labels=10",
+        "data.path=subj subjectivity.labels=10",
         "subjectivity.validation is 100; subj has 0 beside the 1",
     ),
-    ("subj", "subjectivity.data_dir=subj subjectivity.labels=11", "subjectivity.labels is 11; SUBJ has 10, 20, 50"),
-    ("subj", "subjectivity.data_dir=hollow", "train.jsonl holds no examples"),
-    ("subj", "subjectivity.data_dir=latin", "train.jsonl, byte 13: not UTF-8"),
+    ("subj", "data.path=subj subjectivity.labels=11", "subjectivity.labels is 11; SUBJ has 10, 20, 50"),
+    ("subj", "data.path=hollow", "train.jsonl holds no examples"),
+    ("subj", "data.path=latin", "train.jsonl, byte 13: not UTF-8"),
     ("subj:em", "em.steps=0", "em.steps is 0; at least 1"),
     ("subj:em", "em.warmup_steps=120", "em.warmup_steps is 120; less than em.steps"),
     ("subj:em", "em.learning_rate=nan", "em.learning_rate is nan"),
@@ -318,7 +319,7 @@ def test_what_a_person_sees(folder):
         [*command, "--config.lora.dropout=1"], capture_output=True, text=True, timeout=300, env=environ
     )
     assert done.returncode == 2
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  starting in runs/arith-tiny\n", done.stdout)
+    assert re.fullmatch(r"(\d\d:\d\d:\d\d  (  still: )?starting in runs/arith-tiny.*\n)+", done.stdout)
     assert done.stderr == "error: lora.dropout is 1.0; it must be a finite number from 0 and below 1\n"
 
 
@@ -327,7 +328,7 @@ def test_what_a_person_sees(folder):
     [
         ("arith", "optimizer.clip_norm"),
         ("arith", "objective.huber"),
-        ("arith", "arithmetic.data_dir"),
+        ("arith", "data.path"),
         ("rng", "reward.function"),
         ("continuation", "continuation.count"),
         ("infill", "evaluation.judge_url"),

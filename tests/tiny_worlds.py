@@ -148,7 +148,7 @@ def calculator_world(max_length: int = 9, stop_after_number: bool = True):
 
 def check_questions(methods, questions, digits: int = 2) -> None:
     """Every metric that is a mean over questions is the mean of its questions, rounded to so many digits or more."""
-    assert "metrics" in questions
+    assert "policy" in questions
     for method, found in questions.items():
         assert found
         for name, values in found.items():

@@ -170,7 +170,7 @@ class ArithmeticEvaluator:
     def report(self, model: LanguageModel) -> Findings:
         """Evaluates the base and the policy on the test splits."""
         shots = self.config.shots
-        methods = {"base_0shot": (model.base, 0), "base_kshot": (model.base, shots), "metrics": (model, 0)}
+        methods = {"base_0shot": (model.base, 0), "base_kshot": (model.base, shots), "policy": (model, 0)}
         if not shots:
             del methods["base_kshot"]
         return self.compare(
@@ -250,7 +250,7 @@ class ArithmeticEvaluator:
         for title, _, workdir in (text.partition("=") for text in self.config.beside):
             path = pathlib.Path(workdir) / RESULTS
             try:
-                metrics = json.loads(path.read_text())["metrics"]
+                metrics = json.loads(path.read_text())["policy"]
                 found[title] = {name: float(metrics[name]) for name in self.test}
             except (OSError, KeyError, ValueError) as error:
                 wanted = 'evaluation.beside has "title=WORKDIR" of runs that have measured the same splits'
@@ -262,7 +262,7 @@ class ArithmeticEvaluator:
         return {
             "base_0shot": "base, 0-shot",
             "base_kshot": f"base, {self.config.shots}-shot",
-            "metrics": "this run",
+            "policy": "this run",
         }
 
     def _page(self, found: Mapping[str, Mapping[str, float]], chains: Sequence[str]) -> str:

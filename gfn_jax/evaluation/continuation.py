@@ -159,7 +159,7 @@ class ContinuationEvaluator:
     def methods(self, model: LanguageModel, query: Query) -> dict[str, Callable[[], Samples]]:
         """Name in `results.json` -> how it writes; `metrics` is the policy, `base` ancestral sampling of the base."""
         config = self.config
-        out: dict[str, Callable[[], Samples]] = {"metrics": lambda: self.sample(model, query)}
+        out: dict[str, Callable[[], Samples]] = {"policy": lambda: self.sample(model, query)}
         base = model.base
         out["base"] = lambda: self.sample(base, query)
         for temperature in config.temperatures:
@@ -206,19 +206,19 @@ class ContinuationEvaluator:
 
     def page(self, found: Mapping[str, Mapping[str, Any]], written: Mapping[str, Samples]) -> str:
         """The table, and a few sentences."""
-        names = {"metrics": "this run", "base": "base, ancestral"}
+        names = {"policy": "this run", "base": "base, ancestral"}
         rows = [
             (
                 names[name] if name in names else name.replace("_", " "),
                 *(f"{m[key]:.{d}f}" for key, _, d in COLUMNS),
                 interval(m),
-                f"{m['balance_spread']:.2f}" if name == "metrics" else "",
+                f"{m['balance_spread']:.2f}" if name == "policy" else "",
             )
             for name, m in found.items()
         ]
         encoder = self.config.encoder or "mean of the base's last hidden states"
         lines = [
-            f"{self.config.samples} sentences for each of {len(written['metrics'])} prompts (greedy: one), averages:",
+            f"{self.config.samples} sentences for each of {len(written['policy'])} prompts (greedy: one), averages:",
             "",
             table(("", *(title for _, title, _ in COLUMNS), "gain at equal length", "spread"), rows),
             "",
@@ -229,9 +229,9 @@ class ContinuationEvaluator:
             f"Diversity: mean pairwise cosine distance; embedding: {encoder}.",
             "",
         ]
-        for example in range(min(2, len(written["metrics"]))):
+        for example in range(min(2, len(written["policy"]))):
             lines.append(f"  {self.task.question(self.split, example)}")
-            for name in ("metrics", "base"):
+            for name in ("policy", "base"):
                 sentences = [self.task.decode(row).strip() for row in written[name][example][:3]]
                 lines += [f"    {names[name]}: {sentence}." for sentence in sentences]
         return "\n".join(lines)

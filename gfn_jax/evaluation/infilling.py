@@ -239,7 +239,7 @@ class InfillingEvaluator:
         writers = {
             "base": (model.base, query.prompt),
             "base_continuation": (model.base, query.context),
-            "metrics": (model, query.prompt),
+            "policy": (model, query.prompt),
         }
         found: dict[str, dict[str, Any]] = {}
         questions: dict[str, dict[str, list[float]]] = {}
@@ -297,12 +297,12 @@ class InfillingEvaluator:
         names = {
             "base": "base, prompted",
             "base_continuation": "base, told X alone",
-            "metrics": "this run",
+            "policy": "this run",
         }
         columns = {"kl": "KL(p|q)", "kl_generator": "KL(g|q)", "consistency": "consistent, %", "listed": "listed, %"}
         texts = {"bleu_4": "BLEU-4", "gleu_4": "GLEU-4", "log_reward": "log R", "distinct": "distinct, %"}
         extra = {"bert_score": "BERTScore", "judge": "judge, 1-5"}
-        columns = {key: name for key, name in (columns | texts | extra).items() if key in found["metrics"]}
+        columns = {key: name for key, name in (columns | texts | extra).items() if key in found["policy"]}
         rows = [(title, *(f"{found[key][c]:.2f}" for c in columns)) for key, title in names.items()]
         lines = [
             f"{len(samples)} held-out stories; what is sampled: {self.config.samples} sentences a story at temperature "

@@ -195,11 +195,11 @@ class RandomNumbersEvaluator:
         found: dict[str, dict[str, Any]] = {}
         listed: dict[str, list[float]] = {"number": list(self.task.log_target), "target": np.exp(self.log_p).tolist()}
         shown: list[Sample] = []
-        for method, writer in (("metrics", model), ("base", model.base)):
+        for method, writer in (("policy", model), ("base", model.base)):
             q, drawn = self.probabilities(writer), self.draw(writer)
             found[method] = {**distances(q, self.log_p), **self.estimate(drawn)}
             shown += self._shown(method, drawn)
-            listed["policy" if method == "metrics" else method] = q.tolist()
+            listed[method] = q.tolist()
         found["target"] = {**distances(np.exp(self.log_p - self.task.floor), self.log_p), "kl_to_target": 0.0}
         return Findings({**found, "distribution": listed}, self.page(found, listed), samples=shown)
 
@@ -228,13 +228,13 @@ class RandomNumbersEvaluator:
             )
 
         header = ("exact, in nats", "KL(q|p), valid", "KL(p|q)", "valid", "covered", "sampled KL (floor)")
-        titles = {"base": "base", "metrics": "this run", "target": "R / Z, as the reward has it"}
+        titles = {"base": "base", "policy": "this run", "target": "R / Z, as the reward has it"}
         rows = [row(title, found[method]) for method, title in titles.items() if method in found]
         favourites = np.argsort(listed["base"])[::-1][:5]
         likes = ", ".join(f"{listed['number'][i]} ({100 * listed['base'][i]:.1f} %)" for i in favourites)
         return "\n".join(
             [
-                f"Distance to the target over {size} numbers; estimates from {found['metrics']['samples']} samples:",
+                f"Distance to the target over {size} numbers; estimates from {found['policy']['samples']} samples:",
                 "",
                 table(header, [*rows, *PAPER]),
                 "",

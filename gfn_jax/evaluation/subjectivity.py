@@ -276,12 +276,12 @@ class SubjectivityEvaluator:
         """The policy on the test split, beside the base's own ways."""
         judgement, base = self.judge(model, self.answering(model), "test"), self.baselines(model.base)
         methods: dict[str, Mapping[str, Any]] = {
-            "metrics": self.metrics(judgement, "test"),
+            "policy": self.metrics(judgement, "test"),
             "rationales": self.frequent_rationales(judgement, "test"),
             **base.methods,
         }
-        questions = {"metrics": self.questions(judgement, "test"), **base.questions}
-        samples = [*self.shown("metrics", judgement, "test"), *base.samples]
+        questions = {"policy": self.questions(judgement, "test"), **base.questions}
+        samples = [*self.shown("policy", judgement, "test"), *base.samples]
         return Findings(methods, self.page(methods), questions, samples)
 
     def page(self, methods: Mapping[str, Mapping[str, Any]]) -> str:
@@ -290,7 +290,7 @@ class SubjectivityEvaluator:
             "zero_shot": "base, zero-shot",
             "few_shot": f"base, {self.config.shots}-shot",
             "base": "base, its own rationales",
-            "metrics": "this run",
+            "policy": "this run",
         }
         columns = ("accuracy", "accuracy_single", "predictive_log_loss", "vote_entropy", "mutual_information")
         rows = [

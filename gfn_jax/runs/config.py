@@ -92,6 +92,17 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where a task's data lies.
+
+    Attributes:
+        path: a file or a folder, as the task's `path` says; None for the data that the project generates.
+    """
+
+    path: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class EMConfig:
     """The rounds of expectation maximisation, and what an M-step does.
 
@@ -275,7 +286,7 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
     learning = values.steps - sampling.first_update
     entry = task_entry(values.task)
     with blamed(values.task, f"task {values.task}"):
-        task: Any = section(entry.config, config, entry.section)
+        task = read_task(config, entry)
     with blamed(values.task, f"the evaluator of task {values.task}"):
         evaluation: Any = section(entry.evaluation, config, "evaluation")
     em = read_em(config, task, method)
@@ -303,6 +314,20 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
     )
 
 
+def read_task(config: ml_collections.ConfigDict, entry: TaskEntry) -> Any:
+    """The task's own section, with the path of its data where it has a field for one.
+
+    Raises:
+        ValueError: a path is given to a task that has none; as for `section`.
+    """
+    path = section(DataConfig, config, "data").path
+    if "path" in {field.name for field in dataclasses.fields(entry.config)}:
+        return section(entry.config, config, entry.section, path=path)
+    if path is not None:
+        raise ValueError(f"data.path is {path!r}; the task {config.task} reads no files")
+    return section(entry.config, config, entry.section)
+
+
 def without_unread(
     config: ml_collections.ConfigDict, method: AlgorithmEntry, given: Collection[str]
 ) -> ml_collections.ConfigDict:
@@ -311,7 +336,7 @@ def without_unread(
     Raises:
         ValueError: somebody did: the command line gives one of them a value; or no algorithm and no task reads it.
     """
-    fixed = {"model", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "certificate", "em"}
+    fixed = {"model", "data", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "certificate", "em"}
     fixed |= {task_entry(config.task).section}
     optional = {"exploration", "replay", "objective", *ALGORITHMS}
     for name in sorted(config):

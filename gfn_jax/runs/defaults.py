@@ -26,6 +26,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.save_every = 100
     config.tensorboard = False
     config.model = {"path": "", "dtype": "float32", "remat": False, "quantize": "none"}
+    config.data = {"path": ml_collections.config_dict.placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.lora = {
         "rank": 32,

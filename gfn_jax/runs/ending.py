@@ -18,7 +18,7 @@ from gfn_jax.evaluation.report import RESULTS, Evaluator, Findings, table, write
 from gfn_jax.models.language_model import LanguageModel
 
 Report = Literal["test", "validation"]
-OWN: Mapping[Report, str] = {"test": "metrics", "validation": "validation"}  # what the policy is called in the results
+OWN: Mapping[Report, str] = {"test": "policy", "validation": "validation"}  # what the policy is called in the results
 
 
 def measured(evaluator: Evaluator, policy: LanguageModel, report: Report, plain: Evaluator | None = None) -> Findings:

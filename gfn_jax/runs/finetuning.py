@@ -77,7 +77,7 @@ def build_finetuning(config: Finetuning, workdir: pathlib.Path) -> Run:
         after = perplexity(algorithm.policy(trained.state.trainable, run.constants))
         save_finetuned(config, workdir, folder, tokenizer, trained.state.trainable, run.constants.base)
         session = {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
-        write_results(workdir / "results.json", {**facts, **session, "metrics": after, "base": before})
+        write_results(workdir / "results.json", {**facts, **session, "policy": after, "base": before})
         return (
             f"Held-out text, {len(held_out.ids)} documents:\n"
             f"  base        {shown(before)}\n"

@@ -127,7 +127,7 @@ class Arithmetic:
                 )
             ),
             figure="bars",
-            texts=lambda results: sampled(results, gflownet[:1], ("base_0shot", "metrics"), 6),
+            texts=lambda results: sampled(results, gflownet[:1], ("base_0shot", "policy"), 6),
             differing=("evaluation.test_questions",),
         )
         seeded = {0: ("22.6", "5.8", "3.4"), 10: ("58.6", "52.3", "20.2"), 25: ("48.8", "56.8", "24.6")}
@@ -153,7 +153,7 @@ class Arithmetic:
             (Column("chains_5", "right chains at T = 0.1, 5 operands, %"), Column("right_5", "at T = 1, %")),
             tuple(Row(title, rivals[title]) for title in ("PPO", "GFlowNet")),
             lambda cells: ahead(cells, "GFlowNet", "PPO", "right_5", "more", "right chains at temperature 1"),
-            texts=lambda results: sampled(results, rivals["PPO"][:1] + gflownet[:1], ("metrics",), 6),
+            texts=lambda results: sampled(results, rivals["PPO"][:1] + gflownet[:1], ("policy",), 6),
         )
         tableE5 = Study(
             "tableE5",
@@ -166,7 +166,7 @@ class Arithmetic:
             ),
             (Row("GFlowNet", gflownet),),
             lambda cells: says(cells, "chains_5", "% of its samples for 5 operands are right chains"),
-            texts=lambda results: sampled(results, gflownet, ("metrics",), 10, right=False),
+            texts=lambda results: sampled(results, gflownet, ("policy",), 10, right=False),
         )
         return table4, tableE3, tableE4, tableE5
 

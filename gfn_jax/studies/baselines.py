@@ -329,7 +329,7 @@ def direct(world: World) -> Found:
     own = OWN[split]
     methods = {own: evaluator.describe_direct(probabilities, truth), **found.methods}
     questions = {own: evaluator.direct_questions(probabilities, truth), **found.questions}
-    if config.task.data_dir is None:
+    if config.task.path is None:
         guesses = np.array([bayes_label(task.review(split, i)) for i in range(len(truth))])
         questions["bayes"] = {"accuracy": (100.0 * (guesses == truth)).tolist()}
         methods["bayes"] = {"accuracy": float(np.mean(questions["bayes"]["accuracy"]))}

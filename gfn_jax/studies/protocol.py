@@ -31,6 +31,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seed": config["seed"],
         "report": config["report"],
+        "data.path": config["data"]["path"],
         **{f"model.{key}": value for key, value in config["model"].items() if key != "remat"},
         "lora.targets": tuple(config["lora"]["targets"]),
         **{key: value for key, value in own.items() if key not in left_out},

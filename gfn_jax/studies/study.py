@@ -78,7 +78,7 @@ class Row:
 
     title: str
     jobs: tuple[Job, ...]
-    method: str = "metrics"
+    method: str = "policy"
     paper: Mapping[str, str] = dataclasses.field(default_factory=dict)
     series: str | None = None
     x: float | None = None

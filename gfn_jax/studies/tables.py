@@ -65,7 +65,7 @@ def random_numbers(make: Maker) -> Study:
         lambda cells: reaches(cells, "GFlowNet", kl, "less", 1e-5, "an exact KL of 1e-5 nats given a number"),
         figure="bars",
         figure_columns=(valid,),
-        texts=lambda results: sampled(results, gflownet + ppo, ("metrics",), 12),
+        texts=lambda results: sampled(results, gflownet + ppo, ("policy",), 12),
     )
 
 
@@ -126,7 +126,7 @@ def continuation(make: Maker) -> tuple[Study, Study]:
         (Column("length", "tokens", 1, None), Column("unique", "different sentences of a prompt", 3)),
         (Row(f"GFlowNet, T = {cold}", policies[cold]), Row("ancestral", first, "base")),
         lambda cells: says(cells, "unique", "of a prompt's sentences differ from each other"),
-        texts=lambda results: sampled(results, policies[cold][:1], ("metrics", "base", "diverse_beam"), 4),
+        texts=lambda results: sampled(results, policies[cold][:1], ("policy", "base", "diverse_beam"), 4),
     )
     return fig3, examples
 
@@ -166,7 +166,7 @@ def infilling(make: Maker) -> Study:
         ),
         figure="bars",
         figure_columns=(kl, "kl_generator"),
-        texts=lambda results: sampled(results, gflownet[:1] + supervised[:1], ("metrics",), 6),
+        texts=lambda results: sampled(results, gflownet[:1] + supervised[:1], ("policy",), 6),
     )
 
 
@@ -223,7 +223,7 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
             for title, of, method in (
                 ("base, zero-shot", direct, "zero_shot"),
                 ("base, few-shot", direct, "few_shot"),
-                ("supervised", direct, "metrics"),
+                ("supervised", direct, "policy"),
                 ("GFlowNet", em, "e_step_1"),
                 ("GFlowNet + supervised (EM)", em, "m_step_1"),
                 ("best possible", direct, "bayes"),
@@ -243,7 +243,7 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
     single = "accuracy_single"
     aggregated = [
         dataclasses.replace(row, paper={**row.paper, **({single: text} if text else {})})
-        for title, of, method in (("GFlowNet", em, "e_step_1"), ("- seeded buffer", bare, "metrics"))
+        for title, of, method in (("GFlowNet", em, "e_step_1"), ("- seeded buffer", bare, "policy"))
         for row, text in zip(rows(title, of, method), unaggregated.get(title, ("", "", "")))
     ]
     tableD4 = Study(

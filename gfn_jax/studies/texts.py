@@ -36,7 +36,7 @@ def sampled(
             own = [row for row in rows if row["method"] == method and (right is None or row.get("right") is right)]
             lines = [f"{row['question']}{row['completion']}{VERDICT[row.get('right')]}" for row in spread(own, count)]
             if lines:
-                texts.append((f"{job.name}, {method}" if method != "metrics" else job.name, lines))
+                texts.append((f"{job.name}, {method}" if method != "policy" else job.name, lines))
     return texts
 
 

@@ -43,7 +43,7 @@ class ArithmeticConfig:
     """What may be chosen about the task.
 
     Attributes:
-        data_dir: folder of the paper's released JSON files; None for the project's own generated splits.
+        path: folder of the paper's released JSON files; None for the project's own generated splits.
         seed_demonstrations: how many of the 50 demonstrations seed the replay buffer.
         reward_shots: demonstrations in the reward's context. They are the first ones, and are no training queries:
             a query that reads its own solution in the reward's prompt has another reward than the rest.
@@ -54,7 +54,7 @@ class ArithmeticConfig:
         seed_share: the demonstrations' questions' share of the draws.
     """
 
-    data_dir: str | None
+    path: str | None
     seed_demonstrations: Natural
     reward_shots: Natural
     min_length: Natural
@@ -87,7 +87,7 @@ class Arithmetic:
         Raises:
             ValueError: fewer demonstrations than the config asks for, or unreadable data.
         """
-        splits = load_examples(self.config.data_dir)
+        splits = load_examples(self.config.path)
         shots = self.config.reward_shots
         there = len(splits["demonstrations"])
         for name, asked, most in (
@@ -270,7 +270,7 @@ def make_evaluator(
 ) -> ArithmeticEvaluator:
     """Accuracy by number of operands; on the released data also without the questions it shares with training."""
     test = {f"accuracy_{k}": f"test_{k}" for k in (3, 4, 5)}
-    if task.config.data_dir is not None:
+    if task.config.path is not None:
         test |= {f"accuracy_{k}_decontaminated": f"test_{k}_decontaminated" for k in (3, 4, 5)}
     validation = {f"accuracy_{k}": f"validation_{k}" for k in (3, 4, 5)}
     check_shots(config.shots, len(task.splits["demonstrations"]), "the demonstrations")

@@ -61,8 +61,8 @@ class ContinuationConfig:
     """What may be chosen about the task.
 
     Attributes:
-        prompts: a file with a prompt a line, or raw text; None for openings of the project's own stories.
-        raw: `prompts` is raw text, to be cut into prompts by the paper's rule (1-3 sentences of 5-30 tokens).
+        path: a file with a prompt a line, or raw text; None for openings of the project's own stories.
+        raw: `path` is raw text, to be cut into prompts by the paper's rule (1-3 sentences of 5-30 tokens).
         count: prompts of both splits together, or all there are where there are fewer; None for all.
         validation: how many of them are held out.
         begin_of_text: put the tokenizer's begin-of-text before a prompt, for models that saw it before every text.
@@ -71,7 +71,7 @@ class ContinuationConfig:
         illegal: the rules of `ILLEGAL` that hold.
     """
 
-    prompts: str | None
+    path: str | None
     raw: bool
     count: Count | None
     validation: Count
@@ -103,10 +103,10 @@ class Continuation:
     def splits(self) -> dict[str, list[str]]:
         """`train` and `validation`, which share no prompt."""
         config = self.config
-        if config.prompts is not None:
-            splits = load_prompts(config.prompts, config.validation, config.raw, config.count)
+        if config.path is not None:
+            splits = load_prompts(config.path, config.validation, config.raw, config.count)
         else:
-            logger.info("prompts: openings of the project's own stories (continuation.prompts names a file of yours)")
+            logger.info("prompts: openings of the project's own stories (data.path names a file of yours)")
             splits = split_prompts(story_openings(), config.count, config.validation)
         found = sum(map(len, splits.values()))
         if config.count is not None and found < config.count:

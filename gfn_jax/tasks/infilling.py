@@ -60,7 +60,7 @@ class InfillingConfig:
     """What may be chosen about the task.
 
     Attributes:
-        data_dir: folder of the ROCStories CSV files; None for the project's own generated stories.
+        path: folder of the ROCStories CSV files; None for the project's own generated stories.
         train_stories: stories that training draws from; so too `validation_stories` and `test_stories`. Of ROCStories
             there are 900, 100 and 100.
         seed_stories: training stories whose true fourth sentence seeds the replay buffer.
@@ -69,7 +69,7 @@ class InfillingConfig:
             only target that there is of ROCStories.
     """
 
-    data_dir: str | None
+    path: str | None
     train_stories: Stories
     validation_stories: Stories
     test_stories: Stories
@@ -79,7 +79,7 @@ class InfillingConfig:
     unlisted: Nonnegative
 
     def __post_init__(self):
-        if self.unlisted and self.data_dir is not None:
+        if self.unlisted and self.path is not None:
             raise ValueError(f"unlisted is {self.unlisted}; of ROCStories no sentences are listed: it must be 0")
         if self.seed_stories > self.train_stories:
             raise ValueError(f"seed_stories is {self.seed_stories}; it must be at most train_stories")
@@ -126,7 +126,7 @@ class Infilling:
             ValueError: there are fewer stories than the config asks for, or they cannot be read.
         """
         sizes = {split: getattr(self.config, f"{split}_stories") for split in ROOMS}
-        if self.config.data_dir is None:
+        if self.config.path is None:
             return {
                 split: [
                     Problem(story.beginning.text, story.middle, story.ending, story.beginning)
@@ -134,7 +134,7 @@ class Infilling:
                 ]
                 for split, size in sizes.items()
             }
-        stories = load_stories(self.config.data_dir)
+        stories = load_stories(self.config.path)
         for split, size in sizes.items():
             if size > len(stories[split]):
                 raise ValueError(f"infilling.{split}_stories is {size}; there are {len(stories[split])}")

@@ -55,7 +55,7 @@ class SubjectivityConfig:
     """What may be chosen about the task.
 
     Attributes:
-        data_dir: folder of the original SUBJ files; None for the project's own synthetic reviews.
+        path: folder of the original SUBJ files; None for the project's own synthetic reviews.
         labels: labelled reviews to train with; 10, 20, 50 or 8000 of SUBJ.
         data_seed: of the synthetic reviews.
         validation, test: reviews to validate and to test with; SUBJ has 2,000 to test with.
@@ -67,7 +67,7 @@ class SubjectivityConfig:
         reward_adapter: a PEFT folder, the adapter that the last M-step left to the reward model; None for the base.
     """
 
-    data_dir: str | None
+    path: str | None
     labels: Reviews
     data_seed: Natural
     validation: Reviews
@@ -104,13 +104,13 @@ class Subjectivity:
             FileNotFoundError, ValueError: the data is not there, or has no such training set.
         """
         config = self.config
-        if config.data_dir is None:
+        if config.path is None:
             counts = {"train": config.labels, "validation": config.validation, "test": config.test}
             return {
                 split: [(review.text, review.label) for review in draw_reviews(split, count, config.data_seed)]
                 for split, count in counts.items()
             }
-        load = functools.partial(subj.load, config.data_dir, cache=default_cache())
+        load = functools.partial(subj.load, config.path, cache=default_cache())
         everything = load(split="train")
         if config.labels == len(everything):
             train = everything[: -config.validation]
@@ -127,7 +127,7 @@ class Subjectivity:
             asked = getattr(config, split)
             if not train or asked > len(examples):
                 raise ValueError(
-                    f"subjectivity.{split} is {asked}; {config.data_dir} has {len(examples)} beside the {len(train)} "
+                    f"subjectivity.{split} is {asked}; {config.path} has {len(examples)} beside the {len(train)} "
                     "to train with"
                 )
         return {"train": train, **{split: examples[: getattr(config, split)] for split, examples in rest.items()}}

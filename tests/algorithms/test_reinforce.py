@@ -69,7 +69,7 @@ def test_a_config_that_names_it_is_all_it_takes(config, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["method"] == OWN
     assert results["steps"] == 2
-    assert {"base", "metrics"} <= set(results)
+    assert {"base", "policy"} <= set(results)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     measured = [line["loss_kl"] for line in lines if "loss_kl" in line]
     assert len(measured) == 2

@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     run = folder / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(settings))
-    (run / "results.json").write_text(json.dumps({"steps": 4, "metrics": {"accuracy_3": 12.5, "page": "a text"}}))
+    (run / "results.json").write_text(json.dumps({"steps": 4, "policy": {"accuracy_3": 12.5, "page": "a text"}}))
     saver = Checkpointer(run, config_digest(settings), keep_latest=3)
     for step, score in ((2, 0.3), (3, 0.9), (4, 0.1)):
         lora = random_lora(config, seed=step, targets=LORA["targets"])

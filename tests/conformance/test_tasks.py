@@ -196,7 +196,7 @@ def test_a_run_from_its_first_step_to_its_last_word(name, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["task"] == name
     base = next(value for key, value in results.items() if key.startswith("base"))
-    assert set(results["metrics"]) & set(base), "the base is measured by the same names"
+    assert set(results["policy"]) & set(base), "the base is measured by the same names"
     assert str(tmp_path / "results.json") in page
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
     assert (tmp_path / "adapter" / "README.md").is_file()

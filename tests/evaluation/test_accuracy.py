@@ -35,7 +35,7 @@ def test_other_runs_have_rows_in_the_table(tmp_path):
     """By the title that is given to them; one that has left nothing is named before anything is trained."""
     run = tmp_path / "sft"
     run.mkdir()
-    (run / "results.json").write_text(json.dumps({"metrics": {"accuracy_3": 87.5, "single_3": 1.0}}))
+    (run / "results.json").write_text(json.dumps({"policy": {"accuracy_3": 87.5, "single_3": 1.0}}))
     zeros = dict.fromkeys(("test_questions", "diverse_questions", "shots", "seed"), 0)
     ones = dict.fromkeys(("every", "questions", "samples", "batch", "diverse_samples"), 1)
 
@@ -43,7 +43,7 @@ def test_other_runs_have_rows_in_the_table(tmp_path):
         config = EvaluationConfig(**zeros, **ones, temperature=0.1, beside=beside)
         return ArithmeticEvaluator(None, config, {}, {"accuracy_3": "test_3"})
 
-    page = evaluator(f"supervised={run}")._page({"metrics": {"accuracy_3": 90.0}}, [])
+    page = evaluator(f"supervised={run}")._page({"policy": {"accuracy_3": 90.0}}, [])
     rows = [line.split() for line in page.splitlines()]
     assert ["this", "run", "90.0"] in rows
     assert ["supervised", "87.5"] in rows

@@ -65,7 +65,7 @@ def log_probs(params, ids, mask):
 
 def test_every_way_of_writing_is_measured_alike(findings):
     assert set(findings.methods) == {
-        *("metrics", "base", "tempered_0.8", "nucleus_0.9", "greedy", "beam", "diverse_beam")
+        *("policy", "base", "tempered_0.8", "nucleus_0.9", "greedy", "beam", "diverse_beam")
     }
     for name, found in findings.methods.items():
         assert all(np.isfinite(value) for value in found.values() if value is not None), name
@@ -84,8 +84,8 @@ def test_the_numbers_are_means_over_prompts_and_the_sentences_are_shown(findings
     assert findings.questions.keys() == findings.methods.keys()
     pooled = {"gain", "gain_low", "gain_high", "covered"}  # over prompts, of one length
     assert findings.questions["beam"].keys() == findings.methods["beam"].keys() - pooled
-    assert {len(values) for values in findings.questions["metrics"].values()} == {3}
-    shown = [sample for sample in findings.samples if sample.method == "metrics"]
+    assert {len(values) for values in findings.questions["policy"].values()} == {3}
+    shown = [sample for sample in findings.samples if sample.method == "policy"]
     assert [sample.question for sample in shown] == [f"prompt {i}" for i in range(3) for _ in range(4)]
     assert {sample.split for sample in shown} == {"validation"}
 

@@ -116,17 +116,17 @@ def test_validation_depends_on_the_arguments_alone(evaluator, base):
 
 def test_a_report_holds_every_writer(evaluator, base, task):
     findings = evaluator.report(base)
-    assert set(findings.methods) == {"base", "base_continuation", "metrics", "posterior"}
+    assert set(findings.methods) == {"base", "base_continuation", "policy", "posterior"}
     # Without an adapter the policy is the base.
-    assert findings.methods["metrics"] == findings.methods["base"]
-    assert findings.methods["metrics"] != findings.methods["base_continuation"]
+    assert findings.methods["policy"] == findings.methods["base"]
+    assert findings.methods["policy"] != findings.methods["base_continuation"]
     values = [value for method in findings.methods.values() for value in method.values()]
     assert np.isfinite(values).all()
     assert findings.methods["posterior"]["unlisted"] > 90  # a random model writes anything
     assert "this run" in findings.page
     assert task.splits["test"][0].ending in findings.page
     check_questions(findings.methods, findings.questions, digits=4)
-    assert set(findings.questions["metrics"]) == set(findings.methods["metrics"]) - {"bleu_4", "gleu_4"}
+    assert set(findings.questions["policy"]) == set(findings.methods["policy"]) - {"bleu_4", "gleu_4"}
     assert {len(values) for values in findings.questions["base"].values()} == {CONFIG.test_stories}
     assert len(findings.samples) == 3 * CONFIG.test_stories * CONFIG.samples
     assert all(sample.right is None and sample.completion.endswith(".") for sample in findings.samples)
@@ -139,8 +139,8 @@ def test_real_stories_are_measured_by_text_and_judge(evaluator, base, monkeypatc
     monkeypatch.setattr(Judge, "score", lambda self, story: read.append(story) or 2.0)
     config = dataclasses.replace(CONFIG, judge_url="http://localhost:1/v1", judge_model="m")
     findings = dataclasses.replace(evaluator, config=config, _posteriors={}).report(base)
-    assert set(findings.methods) == {"base", "base_continuation", "metrics", "reference"}
-    assert "kl" not in findings.methods["metrics"]
+    assert set(findings.methods) == {"base", "base_continuation", "policy", "reference"}
+    assert "kl" not in findings.methods["policy"]
     assert findings.methods["reference"] == {"judge": 2.0, "judge_failed": 0.0}
     assert len(read) == 4 * 4  # a story of each writer
     assert "judge, 1-5" in findings.page

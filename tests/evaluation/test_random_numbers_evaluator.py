@@ -93,7 +93,7 @@ def test_a_base_that_writes_no_number_has_no_sampled_distance(world, monkeypatch
     found = evaluator.estimate(evaluator.draw(base))
     assert (found["sampled_kl"], found["sampled_valid_mass"]) == (None, 0.0)
     found |= distances(np.full(13, 1 / 13), evaluator.log_p)
-    assert "none valid (" in evaluator.page({"base": found, "metrics": found}, {"base": [1.0], "number": [3]})
+    assert "none valid (" in evaluator.page({"base": found, "policy": found}, {"base": [1.0], "number": [3]})
 
 
 def test_the_report_names_what_it_must_for_policy_and_base(world):
@@ -101,15 +101,15 @@ def test_the_report_names_what_it_must_for_policy_and_base(world):
     lora = init_lora(jax.random.key(1), base.shape, LoraConfig(rank=2, alpha=2.0, targets=("q", "head")))
     findings = evaluator.report(base.adapted(lora))
     names = {"kl_to_target", "kl_from_target", "valid_mass", "covered", "sampled_kl", "sampled_noise_floor"}
-    assert names <= findings.methods["metrics"].keys() == findings.methods["base"].keys()
-    assert findings.methods["metrics"] == pytest.approx(findings.methods["base"], rel=1e-4)  # a fresh adapter
+    assert names <= findings.methods["policy"].keys() == findings.methods["base"].keys()
+    assert findings.methods["policy"] == pytest.approx(findings.methods["base"], rel=1e-4)  # a fresh adapter
     listed = findings.methods["distribution"]
     assert listed["number"] == list(range(13))
     assert sum(listed["target"]) == pytest.approx(1)
     assert findings.methods["target"]["kl_from_target"] == pytest.approx(evaluator.task.floor)
     assert findings.methods["target"]["kl_to_target"] == pytest.approx(0, abs=1e-12)
     assert f"{evaluator.task.floor:.2e}" in findings.page
-    assert sum(listed["policy"]) == pytest.approx(findings.methods["metrics"]["valid_mass"])
+    assert sum(listed["policy"]) == pytest.approx(findings.methods["policy"]["valid_mass"])
     assert f"{findings.methods['base']['kl_to_target']:.2e}" in findings.page
     assert len(findings.samples) == 2 * 80
     assert all(sample.right == (sample.completion in evaluator.task.texts) for sample in findings.samples)

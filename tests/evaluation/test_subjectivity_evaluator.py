@@ -35,7 +35,7 @@ def evaluator():
     folder = model_folder("tiny-reviews")
     tokenizer = load_tokenizer(folder)
     settings = SubjectivityConfig(
-        data_dir=None,
+        path=None,
         labels=4,
         data_seed=0,
         validation=5,
@@ -123,13 +123,13 @@ def test_the_numbers_are_means_over_reviews_and_the_rationales_are_shown(evaluat
     task = dataclasses.replace(judge.task, config=dataclasses.replace(judge.task.config, test=4))
     findings = dataclasses.replace(judge, task=task).report(base)
     check_questions(findings.methods, findings.questions, digits=4)
-    assert findings.questions.keys() == {"metrics", "base", "zero_shot"}
-    assert {len(values) for values in findings.questions["metrics"].values()} == {4}
+    assert findings.questions.keys() == {"policy", "base", "zero_shot"}
+    assert {len(values) for values in findings.questions["policy"].values()} == {4}
     partial = {"vote_entropy_right", "vote_entropy_wrong"}  # means over some of the reviews
     assert findings.questions["base"].keys() == findings.methods["base"].keys() - partial
-    shown = [sample for sample in findings.samples if sample.method == "metrics"]
+    shown = [sample for sample in findings.samples if sample.method == "policy"]
     assert len(shown) == 4 * CONFIG.samples
-    assert 100 * np.mean([sample.right for sample in shown]) == findings.methods["metrics"]["accuracy_single"]
+    assert 100 * np.mean([sample.right for sample in shown]) == findings.methods["policy"]["accuracy_single"]
     assert {sample.answer for sample in shown} <= set(LABELS)
 
 

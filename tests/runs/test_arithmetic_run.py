@@ -137,7 +137,7 @@ def test_the_numbers_are_means_over_questions_and_the_samples_are_shown(whole):
     run, _, _ = whole
     results, questions = (json.loads((run.workdir / name).read_text()) for name in ("results.json", "questions.json"))
     check_questions(results, questions)
-    for method in ("metrics", "base_0shot", "base_kshot"):
+    for method in ("policy", "base_0shot", "base_kshot"):
         fields = ("accuracy", "single", "chains", "unreadable", "agreement", "vote_entropy")
         assert set(questions[method]) >= {f"{field}_{k}" for field in fields for k in (3, 4, 5)}
         assert {len(questions[method][f"{field}_3"]) for field in fields} == {4}
@@ -146,7 +146,7 @@ def test_the_numbers_are_means_over_questions_and_the_samples_are_shown(whole):
         assert set(questions[method]["accuracy_3"]) <= {0, 100}
     samples = [json.loads(line) for line in (run.workdir / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3 * 3 * 4 * 2  # methods, splits, questions, samples a question
-    for method, name in (("metrics", "single_4"), ("base_kshot", "single_3")):
+    for method, name in (("policy", "single_4"), ("base_kshot", "single_3")):
         own = [each for each in samples if (each["method"], each["split"][-1]) == (method, name[-1])]
         assert 100 * np.mean([each["right"] for each in own]) == pytest.approx(results[method][name], abs=0.01)
         assert own[0]["question"].startswith("Question: ")
@@ -159,7 +159,7 @@ def test_results_hold_the_numbers_of_the_page(whole):
     assert results["method"] == "gflownet"
     assert (results["seed"], results["steps"]) == (0, 4)
     assert len(results["config_digest"]) == 12
-    for method in ("metrics", "base_0shot", "base_kshot"):
+    for method in ("policy", "base_0shot", "base_kshot"):
         assert {"accuracy_3", "accuracy_4", "accuracy_5"} <= results[method].keys()
         assert all(0 <= value <= 100 for value in results[method].values())
         shown = [f"{results[method][f'accuracy_{k}']:.1f}" for k in (3, 4, 5)]
@@ -189,12 +189,12 @@ def test_released_data_is_reported_as_released_and_decontaminated(files, request
     config.steps = 2
     if files == "ours":
         write_questions(tmp_path)
-        config.arithmetic.data_dir = str(tmp_path)
+        config.data.path = str(tmp_path)
     else:
-        config.arithmetic.data_dir = str(request.getfixturevalue("shared") / "data" / "arithmetic")
+        config.data.path = str(request.getfixturevalue("shared") / "data" / "arithmetic")
     run = build(config, tmp_path / "run").run
     run.finish(train(run))
-    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["policy"]
     assert {f"accuracy_{k}{kind}" for k in (3, 4, 5) for kind in ("", "_decontaminated")} <= metrics.keys()
 
 

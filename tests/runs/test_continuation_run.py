@@ -45,7 +45,7 @@ def run_of(config, workdir):
 def test_results_hold_every_method_s_metrics_by_name(tmp_path):
     results, page = run_of(small_config(), tmp_path)
     assert results["task"] == "continuation"
-    for method in ("metrics", "base", "tempered_0.8"):
+    for method in ("policy", "base", "tempered_0.8"):
         assert {"log_likelihood_max", "log_likelihood_mean", "log_policy_mean", "diversity"} <= results[method].keys()
         assert np.isfinite(list(results[method].values())).all()
         assert 1 <= results[method]["length"] <= 6
@@ -67,11 +67,12 @@ def test_prompts_and_tokenizer_of_a_file_with_a_small_random_gpt2(name, request,
     folder = tmp_path / "gpt2"
     save_model(folder, model, init_params(jax.random.key(0), model), "gpt2")
     tokenizer.save_pretrained(folder)
-    config = small_config(prompts=str(prompts), count=None, validation=4)
+    config = small_config(count=None, validation=4)
+    config.data.path = str(prompts)
     config.model.path = str(folder)
     config.lora.update({"rank": 2, "targets": ("q", "k", "v", "o", "up", "down")})
     results, _ = run_of(config, tmp_path / "run")
     # A random model gives each token about the same.
     tokens = results["base"]["length"] + 1
     assert results["base"]["log_likelihood_mean"] == pytest.approx(-tokens * np.log(len(tokenizer)), rel=0.02)
-    assert results["metrics"]["unique"] > 0.5
+    assert results["policy"]["unique"] > 0.5

@@ -108,6 +108,6 @@ def test_eight_devices_learn_what_one_does(name, mesh, on_one, tmp_path):
         if metric.endswith(": loss"):
             np.testing.assert_allclose(eight[metric], values, rtol=1e-5, err_msg=metric)
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (on_one(name), tmp_path))
-    assert first["metrics"].keys() == second["metrics"].keys()
-    for metric, value in first["metrics"].items():
-        np.testing.assert_allclose(second["metrics"][metric], value, rtol=1e-3, atol=1e-3, err_msg=metric)
+    assert first["policy"].keys() == second["policy"].keys()
+    for metric, value in first["policy"].items():
+        np.testing.assert_allclose(second["policy"][metric], value, rtol=1e-3, atol=1e-3, err_msg=metric)

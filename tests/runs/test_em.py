@@ -114,7 +114,7 @@ def rounds(tmp_path, monkeypatch):
     def completed(run):
         order.append(run.workdir.name)
         run.workdir.mkdir(exist_ok=True)
-        found = {"task": "any", "seconds": 1.0, "metrics": {"accuracy": float(len(order))}, "base": {"accuracy": 0.0}}
+        found = {"task": "any", "seconds": 1.0, "policy": {"accuracy": float(len(order))}, "base": {"accuracy": 0.0}}
         (run.workdir / "results.json").write_text(json.dumps(found))
         state = SimpleNamespace(trainable=SimpleNamespace(lora=None))
         return Trained(state, 1, 1.5, 0.0), f"page of {run.workdir.name}"
@@ -137,7 +137,7 @@ def test_steps_are_completed_in_turn_and_tabled(rounds):
         "seed": 5,
         "command": "the command",
         "seconds": 3.0,
-        "metrics": {"accuracy": 4.0},
+        "policy": {"accuracy": 4.0},
         "base": {"accuracy": 0.0},
         **{name: {"accuracy": n + 1.0} for n, name in enumerate(order)},
     }
@@ -170,13 +170,13 @@ def test_two_rounds_end_with_a_table_and_go_on_where_they_were_stopped(tmp_path,
     assert main(command) == 0
     assert "M-step 2" in capsys.readouterr().out
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["metrics"] == found["m_step_2"]
+    assert found["policy"] == found["m_step_2"]
     assert {"base", "zero_shot", "few_shot", "e_step_1", "m_step_1", "e_step_2", "rationales"} <= set(found)
     second = json.loads((tmp_path / "e_step_2" / "config.json").read_text())
     assert second["subjectivity"]["reward_adapter"] == str(tmp_path / "m_step_1" / "adapter")
     assert main(command) == 0  # all of it is done: the same again
     again = json.loads((tmp_path / "results.json").read_text())
-    assert {name: again[name] for name in ("metrics", "e_step_2")} == {
-        name: found[name] for name in ("metrics", "e_step_2")
+    assert {name: again[name] for name in ("policy", "e_step_2")} == {
+        name: found[name] for name in ("policy", "e_step_2")
     }
     jax.clear_caches()

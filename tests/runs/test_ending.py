@@ -59,7 +59,7 @@ def guarded(monkeypatch):
 def test_a_run_that_reports_on_validation_reads_no_test_question(name, guarded, tmp_path):
     page = build(config_of(name, "report=validation", NO_CERTIFICATE), tmp_path).complete()
     results = json.loads((tmp_path / "results.json").read_text())
-    assert "metrics" not in results
+    assert "policy" not in results
     assert results["validation"].keys() == results["base_validation"].keys()
     assert own_metrics(results) == results["validation"]
     assert "the test split was not read" in page

@@ -113,8 +113,8 @@ def test_fine_tuning_makes_held_out_text_likelier_and_writes_that_model(pretrain
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert (results["task"], results["method"], results["steps"]) == ("finetune", mode, 8)
     assert (results["documents"], results["held_out_documents"]) == (16, 4)
-    assert results["metrics"]["nll"] < 0.95 * results["base"]["nll"]
-    for method in ("metrics", "base"):
+    assert results["policy"]["nll"] < 0.95 * results["base"]["nll"]
+    for method in ("policy", "base"):
         assert f"perplexity {results[method]['perplexity']:.3f}" in page
         assert math.isclose(results[method]["perplexity"], math.exp(results[method]["nll"]))
     assert_written(run, pretrained, tmp_path, mode, results)
@@ -129,13 +129,13 @@ def assert_written(run, pretrained, tmp_path, mode, results):
     rows = read_rows("held out", read_texts(data)[1], data, load_tokenizer(tmp_path / "run/model"))
     measured = make_perplexity(rows, rows.mask, 4)
     merged = LanguageModel(*load_model(tmp_path / "run/model"))
-    assert math.isclose(measured(merged)["nll"], results["metrics"]["nll"], rel_tol=1e-4)
+    assert math.isclose(measured(merged)["nll"], results["policy"]["nll"], rel_tol=1e-4)
     base = LanguageModel(*load_model(pretrained[0].workdir / "model"))
     assert math.isclose(measured(base)["nll"], results["base"]["nll"], rel_tol=1e-4)
     assert (tmp_path / "run/adapter").exists() == (mode == "lora")
     if mode == "lora":
         _, lora = load_adapter(tmp_path / "run/adapter", base.shape, read_config(tmp_path / "run/model")[0])
-        assert math.isclose(measured(base.adapted(lora))["nll"], results["metrics"]["nll"], rel_tol=1e-4)
+        assert math.isclose(measured(base.adapted(lora))["nll"], results["policy"]["nll"], rel_tol=1e-4)
 
 
 def test_a_fine_tuned_model_is_there_once_it_is_whole(tmp_path):

@@ -51,7 +51,7 @@ TINY = {
 
 def config_of(data, config="arith", **changes):
     words = [f"--config.{name}={value}" for name, value in {**TINY, **changes}.items()]
-    return parse(["launch", f"--config=configs/{config}.py", *words, f"--config.arithmetic.data_dir={data}"]).config
+    return parse(["launch", f"--config=configs/{config}.py", *words, f"--config.data.path={data}"]).config
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_rounds_leave_a_table_their_results_and_the_last_adapter(whole):
     assert facts == ["arithmetic", "star", 0, "the command"]
     last = json.loads((whole.workdir / "round_2" / "results.json").read_text())
     assert (last["method"], last["steps"]) == ("star", 6)
-    assert results["metrics"] == last["metrics"]
-    assert set(results["metrics"]) & set(results["base_0shot"])
+    assert results["policy"] == last["policy"]
+    assert set(results["policy"]) & set(results["base_0shot"])
     for number, steps in ((1, 4), (2, 6)):
         row = results[f"round_{number}"]
         assert row["steps"] == steps
@@ -218,7 +218,7 @@ def test_rounds_that_report_on_validation_read_no_test_question(data, tmp_path, 
     config = config_of(data, **{"report": "validation", "star.rounds": 1})
     build(config, tmp_path).complete()
     found = json.loads((tmp_path / "results.json").read_text())
-    assert "metrics" not in found
+    assert "policy" not in found
     assert found["round_1"]["accuracy"] == found["validation"]["accuracy"]
     asked = star.build_star(read_policy_run(config_of(data, **{"star.rounds": 1})), tmp_path)
     assert asked.first == 1, "a round that has reported on validation has still to read the test"

@@ -43,7 +43,7 @@ def study(name: str, *rows: Row, others: tuple[Job, ...] = ()) -> Study:
 def write(chosen, results, out: pathlib.Path, facts) -> str:
     """In place of the report: the counts."""
     out.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(f"{name} {found.results['metrics']['count']}" for name, found in sorted(results.items()))
+    text = "\n".join(f"{name} {found.results['policy']['count']}" for name, found in sorted(results.items()))
     (out / "report.md").write_text(text)
     return text
 
@@ -65,7 +65,7 @@ def count(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
     values = [json.loads((pathlib.Path(read) / "results.json").read_text()) for read in flags.get("reads", [])]
-    total = sum(one["metrics"]["count"] for one in values) + int(flags.get("value", ["0"])[0])
+    total = sum(one["policy"]["count"] for one in values) + int(flags.get("value", ["0"])[0])
     saved = folder / "saved"
     steps = int(flags.get("steps", ["3"])[0])
     done = int(saved.read_text()) if saved.exists() else 0
@@ -78,7 +78,7 @@ def count(arguments: list[str]) -> int:
             log.flush()
             replace(saved, str(step + 1))
     if "no_results" not in flags:
-        replace(folder / "results.json", json.dumps({"metrics": {"count": total + steps}}))
+        replace(folder / "results.json", json.dumps({"policy": {"count": total + steps}}))
     return 0
 
 

@@ -146,16 +146,16 @@ def test_what_became_of_a_job(tmp_path):
 
 def test_a_folder_of_another_identity_is_moved_aside_and_back(tmp_path):
     one, other, third = (planned(tmp_path, fake_job("x/a", f"--steps={n}"))[0] for n in range(3))
-    finish(one, results='{"metrics": {"count": 1}}')
+    finish(one, results='{"policy": {"count": 1}}')
     plan.settle(other)
     assert not other.folder.exists()
     assert plan.state(one) == "done"  # though aside
-    finish(other, results='{"metrics": {"count": 2}}')
+    finish(other, results='{"policy": {"count": 2}}')
     for _ in range(2):
         for now, count, rest in ((one, 1, other), (other, 2, one)):
             plan.settle(now)
             plan.settle(now)
-            assert plan.found([now])["x/a"].results == {"metrics": {"count": count}}
+            assert plan.found([now])["x/a"].results == {"policy": {"count": count}}
             assert now.folder.exists()
             assert rest.aside.exists()
             assert not now.aside.exists()
@@ -181,12 +181,12 @@ def test_found_are_the_files_of_what_is_done(tmp_path):
     jobs = [fake_job(name) for name in ("done", "failed", "missing", "questions")]
     done, failed, missing, questions = planned(tmp_path, *jobs)
     for one, code in ((done, 0), (failed, 1), (questions, 0)):
-        finish(one, code, results='{"metrics": {"count": 1}}')
-    (questions.folder / "questions.json").write_text('{"metrics": {"right": [0, 1]}}')
+        finish(one, code, results='{"policy": {"count": 1}}')
+    (questions.folder / "questions.json").write_text('{"policy": {"right": [0, 1]}}')
     found = plan.found([done, failed, missing, questions])
     assert list(found) == ["done", "questions"]
     assert found["done"].questions is None
-    assert found["questions"].questions == {"metrics": {"right": [0, 1]}}
+    assert found["questions"].questions == {"policy": {"right": [0, 1]}}
     assert found["done"].job["identity"] == done.identity
     assert found["done"].folder == done.folder
     (done.folder / "results.json").write_text("{")

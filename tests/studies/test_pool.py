@@ -36,7 +36,7 @@ def run(workdir, *jobs, workers=2):
     """What became of jobs, and their counts."""
     planned = plan.make_plan(plan.ordered(jobs), workdir, lambda job: job.arguments)
     outcome = pool.run(planned, workers, ROOT, workdir)
-    return outcome, {name: one.results["metrics"]["count"] for name, one in plan.found(planned).items()}
+    return outcome, {name: one.results["policy"]["count"] for name, one in plan.found(planned).items()}
 
 
 def steps_of(folder: pathlib.Path) -> list[int]:

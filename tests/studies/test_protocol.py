@@ -62,7 +62,7 @@ def test_methods_and_their_own_settings_may_differ():
         ("arith", "evaluation.test_questions=10"),
         ("arith", "evaluation.seed=1"),
         ("arith", "report=validation"),
-        ("arith", "arithmetic.data_dir=elsewhere"),
+        ("arith", "data.path=elsewhere"),
         ("arith", "arithmetic.eval_max_length=40"),
         ("subj", "subjectivity.data_seed=3"),
         ("infill", "infilling.test_stories=10"),
@@ -161,7 +161,7 @@ def test_a_question_that_is_learnt_from_is_named():
 @pytest.mark.reference
 def test_the_released_data_is_reported_without_what_it_shares_too(shared):
     run = read_policy_run(parse(["launch", "--config=configs/arith.py"]).config)
-    task = Arithmetic(dataclasses.replace(run.task, data_dir=str(shared / "data" / "arithmetic")), None, 0)
+    task = Arithmetic(dataclasses.replace(run.task, path=str(shared / "data" / "arithmetic")), None, 0)
     check_decontamination(task)
     alone = {name: examples for name, examples in task.splits.items() if not name.endswith("_decontaminated")}
     with pytest.raises(ValueError, match=r"a question of test_\d is in (train|seeds|context)"):

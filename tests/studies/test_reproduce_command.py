@@ -152,7 +152,7 @@ def test_a_launch_is_run_and_used_again(capsys, tmp_path, monkeypatch):
         return {"one": study("one", Row("row", (run,)))}
 
     def write(studies, results, out, facts):
-        return json.dumps({name: sorted(found.results["metrics"]) for name, found in results.items()})
+        return json.dumps({name: sorted(found.results["policy"]) for name, found in results.items()})
 
     def lines():
         return [line.split()[0] for line in capsys.readouterr().err.splitlines()[1:]]

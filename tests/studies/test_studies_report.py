@@ -104,15 +104,15 @@ def made_up(workdir) -> dict[str, Found]:
     for job in TABLE.jobs:
         level = LEVELS[job.name.split("/")[0]] + rng.normal(0, 2)
         questions = {c.metric: (100.0 * (rng.random(80) < level / 100)).tolist() for c in OPERANDS}
-        results = {"metrics": {name: float(np.mean(values)) for name, values in questions.items()}}
+        results = {"policy": {name: float(np.mean(values)) for name, values in questions.items()}}
         if job.name == "gflownet/seed-1":
             results["certificate"] = CERTIFICATE
-        found[job.name] = Found(workdir / job.name, results, {"metrics": questions}, {"seconds": 40.0})
+        found[job.name] = Found(workdir / job.name, results, {"policy": questions}, {"seconds": 40.0})
     for study in (CURVES, SCATTER):
         for job in study.jobs:
             metrics = {c.metric: float(rng.normal(10, 1)) for c in study.columns if c is not KL}
             metrics["kl"] = float(np.exp(rng.normal(-9, 1)))
-            found[job.name] = Found(workdir / job.name, {"metrics": metrics}, None, {"seconds": 40.0})
+            found[job.name] = Found(workdir / job.name, {"policy": metrics}, None, {"seconds": 40.0})
     return found
 
 
@@ -190,7 +190,7 @@ def test_markdown_csv_and_page_say_the_same(written, study):
             if not row.jobs:
                 continue
             cell = cells[row.title, column.metric]
-            values = [results[job.name].results["metrics"][column.metric] for job in row.jobs]
+            values = [results[job.name].results["policy"][column.metric] for job in row.jobs]
             assert [float(line["value"]) for line in own] == values == list(cell.seeds)
             assert [line["seed"] for line in own] == [str(seed) for seed in range(len(values))]
             assert {float(line["mean"]) for line in own} == {cell.mean} == {float(np.mean(values))}
@@ -236,7 +236,7 @@ def test_less_is_better_where_it_is(tmp_path):
     study = Study("kl", "KL", "", "", (KL,), (Row("a", jobs("a")), Row("b", jobs("b"))), lambda cells: "")
     values = {"a": (1e-5, 2e-5, 3e-5), "b": (1e-3, 2e-3, 3e-3)}
     found = {
-        f"{name}/seed-{seed}": Found(tmp_path, {"metrics": {"kl": value}}, None, {})
+        f"{name}/seed-{seed}": Found(tmp_path, {"policy": {"kl": value}}, None, {})
         for name, own in values.items()
         for seed, value in enumerate(own)
     }
@@ -396,7 +396,7 @@ def test_intervals_say_what_they_are_over(written):
     for name in results:
         if name.split("/")[0] in LEVELS:
             one = results[name]
-            questions = {"metrics": {"accuracy_3": one.questions["metrics"]["accuracy_3"]}}
+            questions = {"policy": {"accuracy_3": one.questions["policy"]["accuracy_3"]}}
             without[name] = Found(one.folder, one.results, questions, one.job)
     legend = tables.legend(TABLE, tables.cells(TABLE, without))
     assert "over seeds and 80 questions (3 operands), seeds (5 operands)." in legend
@@ -406,11 +406,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     results = made_up(tmp_path)
     one = results["base/seed-0"]
     wrong = {**results, "base/seed-0": Found(one.folder, {"other": {}}, None, {})}
-    with pytest.raises(ValueError, match="base/seed-0 has left no 'metrics'"):
+    with pytest.raises(ValueError, match="base/seed-0 has left no 'policy'"):
         tables.cells(TABLE, wrong)
-    said = {**results, "base/seed-0": Found(one.folder, {"left_out": {"metrics": "the model is too small"}}, None, {})}
+    said = {**results, "base/seed-0": Found(one.folder, {"left_out": {"policy": "the model is too small"}}, None, {})}
     assert tables.cells(TABLE, said).keys() < tables.cells(TABLE, results).keys()
-    shares = {"metrics": {"accuracy_3": [1.0, 0.0]}}  # of 1 where the value is in percent
+    shares = {"policy": {"accuracy_3": [1.0, 0.0]}}  # of 1 where the value is in percent
     wrong = {**results, "base/seed-0": Found(one.folder, one.results, shares, {})}
     with pytest.raises(ValueError, match=r"base/seed-0: metrics.accuracy_3 is .* and 0.5 is the mean"):
         tables.cells(TABLE, wrong)
@@ -426,7 +426,7 @@ def test_infinite_values_are_shown_and_not_drawn(tmp_path):
     study = Study("kl", "KL", "", "", (KL,), (Row("a", jobs("a", 2)), Row("b", jobs("b", 2))), lambda cells: "", "bars")
     values = {"a": (float("inf"), 1.0), "b": (1.0, 2.0)}
     found = {
-        f"{name}/seed-{seed}": Found(tmp_path, {"metrics": {"kl": value}}, None, {})
+        f"{name}/seed-{seed}": Found(tmp_path, {"policy": {"kl": value}}, None, {})
         for name, own in values.items()
         for seed, value in enumerate(own)
     }

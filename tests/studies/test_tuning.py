@@ -69,7 +69,7 @@ def test_the_better_score_is_the_larger_one():
     assert score("arithmetic", {"validation": {"accuracy": 50.0}}) == 50.0
     assert score("infilling", {"validation": {"kl": 0.2}}) == -0.2
     with pytest.raises(ValueError, match=r"no validation\.accuracy"):
-        score("subjectivity", {"metrics": {"accuracy": 1.0}})
+        score("subjectivity", {"policy": {"accuracy": 1.0}})
     trials = [Trial({}, 1.0, {}, 0.0), Trial({"a": 1}, 2.0, {}, 0.0), Trial({"b": 1}, 2.0, {}, 0.0)]
     assert best(trials).overrides == {"a": 1}
     assert best(trials[:1] * 2) is trials[0]
@@ -211,4 +211,4 @@ def test_a_search_of_real_runs(tmp_path):
     assert [0 <= trial["score"] <= 100 for trial in found["trials"]] == [True, True]
     results = json.loads((tmp_path / "trials" / "trial-1" / "seed-10" / "results.json").read_text())
     assert results["steps"] == found["trials"][1]["overrides"]["steps"]
-    assert "metrics" not in results
+    assert "policy" not in results

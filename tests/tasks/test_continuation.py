@@ -9,7 +9,7 @@ from gfn_jax.text.tokens import token_strings
 from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 CONFIG = ContinuationConfig(
-    prompts=None,
+    path=None,
     raw=False,
     count=200,
     validation=20,

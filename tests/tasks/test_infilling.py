@@ -20,7 +20,7 @@ from gfn_jax.tasks.infilling import Infilling, InfillingConfig
 from gfn_jax.worlds.stories_corpus import build_tokenizer
 
 TINY = InfillingConfig(
-    data_dir=None,
+    path=None,
     train_stories=30,
     validation_stories=5,
     test_stories=5,
@@ -167,7 +167,7 @@ def test_sections_are_checked():
     with pytest.raises(ValueError, match="seed_stories is 31"):
         dataclasses.replace(TINY, seed_stories=31)
     with pytest.raises(ValueError, match="of ROCStories no sentences are listed"):
-        dataclasses.replace(TINY, data_dir="stories", unlisted=1.0)
+        dataclasses.replace(TINY, path="stories", unlisted=1.0)
     with pytest.raises(ValueError, match=r"infilling\.test_stories is 0; it must be a whole number from 1"):
         checked(InfillingConfig, vars(TINY) | {"test_stories": 0}, "infilling.")
 
@@ -184,7 +184,7 @@ def real_stories(request, tokenizer_named, tmp_path_factory):
     write_stories(folder / "stories.csv", stories)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GFN_JAX_CACHE", str(folder / "cache"))
-        config = dataclasses.replace(TINY, data_dir=str(folder), min_length=3, max_length=25)
+        config = dataclasses.replace(TINY, path=str(folder), min_length=3, max_length=25)
         tokenizer = tokenizer_named(request.param)
         task = Infilling(config, tokenizer, len(tokenizer))
         assert len(task.splits["train"]) == 30

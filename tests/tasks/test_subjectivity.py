@@ -22,7 +22,7 @@ from gfn_jax.worlds.reviews import LABELS
 from gfn_jax.worlds.reviews_corpus import build_tokenizer
 
 CONFIG = SubjectivityConfig(
-    data_dir=None,
+    path=None,
     labels=6,
     data_seed=0,
     validation=5,
@@ -152,7 +152,7 @@ def subj(request, tmp_path, monkeypatch):
 
 def test_subj_trains_on_few_labels_and_validates_on_other_reviews(subj):
     folder, labels, test = subj
-    task = with_config(data_dir=folder, labels=20, validation=30, test=test)
+    task = with_config(path=folder, labels=20, validation=30, test=test)
     assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 20, "validation": 30, "test": test}
     texts = [{text for text, _ in task.splits[split]} for split in ("train", "validation", "test")]
     assert not texts[0] & texts[1] and not texts[1] & texts[2]  # noqa: PT018
@@ -163,7 +163,7 @@ def test_subj_trains_on_few_labels_and_validates_on_other_reviews(subj):
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 def test_reviews_in_tokens_of_bytes_read_as_one_text(name, tokenizer_named, subj):
     tokenizer = tokenizer_named(name)
-    settings = dataclasses.replace(CONFIG, data_dir=subj[0], labels=10)
+    settings = dataclasses.replace(CONFIG, path=subj[0], labels=10)
     task = Subjectivity(settings, tokenizer, len(tokenizer))
     query = jax.tree.map(np.asarray, task.queries("train"))
     for row, (review, label) in enumerate(task.splits["train"]):
