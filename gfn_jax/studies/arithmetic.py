@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gfn_jax.studies.lessons import ahead, best, says, worth
-from gfn_jax.studies.making import BASELINES, Maker, Settings, untuned
+from gfn_jax.studies.making import BASELINES, Maker, Settings
 from gfn_jax.studies.study import Column, Job, Row, Study
 from gfn_jax.studies.texts import sampled
 from gfn_jax.studies.tuning import tuned
@@ -106,7 +106,7 @@ class Arithmetic:
             "Table 4",
             "Vote over 10 samples at temperature 0.1; 3 and 4 operands in distribution, 5 out of it. Every method has "
             "the same 50 demonstrations, base and LoRA targets. Rows marked with a star know the answer while they "
-            "sample." + untuned("arithmetic", "sft", "star", "ppo", "rloo", "dpo", "gflownet"),
+            "sample.",
             OPERANDS,
             (
                 *(
@@ -129,6 +129,7 @@ class Arithmetic:
             figure="bars",
             texts=lambda results: sampled(results, gflownet[:1], ("base_0shot", "policy"), 6),
             differing=("evaluation.test_questions",),
+            tuned={"arithmetic": ("sft", "star", "ppo", "rloo", "dpo", "gflownet")},
         )
         seeded = {0: ("22.6", "5.8", "3.4"), 10: ("58.6", "52.3", "20.2"), 25: ("48.8", "56.8", "24.6")}
         seeded[DEMONSTRATIONS] = ("95.2", "75.4", "40.7")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from gfn_jax.studies.study import LAUNCH, Job, config_words
-from gfn_jax.studies.tuning import file_of
 
 Preset = Literal["tiny", "paper"]
 Settings = Mapping[str, Any]
@@ -66,9 +65,3 @@ class Maker:
                 )
             )
         return tuple(made)
-
-
-def untuned(task: str, *methods: str) -> str:
-    """Which methods nobody has tuned, for a study's setting to say."""
-    missing = [name for name in methods if not file_of(task, name).exists()]
-    return f" Not tuned on validation: {', '.join(missing)}." if missing else ""

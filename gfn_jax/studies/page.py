@@ -71,7 +71,7 @@ def _section(one: Section) -> str:
         f"<h2>{_text(one.study.title)}</h2>",
         f'<p class="quiet">The twin of {_text(one.study.paper)}.</p>' if one.study.paper else "",
         f'<p class="lesson">{_text(one.lesson)}</p>',
-        f"<p>{_text(one.study.setting)}</p>",
+        f"<p>{_text(one.setting)}</p>",
         _figure(one) if one.figure else "",
         _table(one.table, one.study.title),
         "".join(f'<p class="quiet"><sup>{i}</sup> {_text(note)}</p>' for i, note in enumerate(one.table.notes, 1)),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gfn_jax.studies.study import Study
-from gfn_jax.studies.tuning import record_of
+from gfn_jax.studies.tuning import record_of, untuned
 
 # Keys of the task's section that say what is learnt from, and not what is asked at the end; a row may name them.
 LEARNT_FROM = {
@@ -42,13 +42,17 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
 def check_protocol(study: Study, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Holds the rows of a study to the same base, adapter targets, questions and evaluation, seed by seed.
 
+    And the methods that it compares to as many trials, those that have any: a report names the others.
+
     Args:
         study: its rows of one task are compared with each other, their first jobs, their second ones, and so on.
         configs: job's name -> its config, whole, as nested mappings; a job without one is not looked at.
 
     Raises:
-        ValueError: two rows differ, in one line.
+        ValueError: two rows differ, in one line; or as `check_trials`.
     """
+    for task, names in study.tuned.items():
+        check_trials(task, [name for name in names if name not in untuned(task, names)])
     first: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
     for row in study.rows:
         for place, job in enumerate(row.jobs):

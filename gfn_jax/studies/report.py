@@ -79,7 +79,7 @@ def _markdown(sections: Sequence[Section], facts: Facts, remark: str) -> str:
             f"## {markdown.plain(study.title)}",
             f"The twin of {markdown.plain(study.paper)}." if study.paper else "",
             _lesson(one),
-            markdown.plain(study.setting),
+            markdown.plain(one.setting),
             _table(one),
             f"![{markdown.plain(one.caption)}]({study.name}.png)" if one.figure else "",
         ]

@@ -12,6 +12,7 @@ from gfn_jax.studies.cells import Table
 from gfn_jax.studies.found import Facts
 from gfn_jax.studies.plan import arguments_of, readable_time
 from gfn_jax.studies.study import Cells, Job, Results, Study
+from gfn_jax.studies.tuning import untuned
 
 WORKDIR = "DIR"  # what a workdir is called in commands
 
@@ -22,6 +23,7 @@ class Section:
 
     Attributes:
         study: which.
+        setting: what was done, and which methods nobody has tuned.
         cells: its values.
         table, legend: they as a person reads them.
         lesson: the rule's line, or what is still to be run.
@@ -34,6 +36,7 @@ class Section:
     """
 
     study: Study
+    setting: str
     cells: Cells
     table: Table
     legend: str
@@ -61,6 +64,7 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
     seconds = sum(one.job.get("seconds", 0.0) for one in own.values())
     return Section(
         study=study,
+        setting=" ".join([study.setting, *_untuned(study)]),
         cells=found,
         table=tables.table(study, found, results),
         legend=tables.legend(study, found),
@@ -81,6 +85,11 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
 def command(job: Job) -> str:
     """What runs a job, folders below WORKDIR."""
     return shlex.join(["python", "-m", job.module, *arguments_of(job, pathlib.PurePath(WORKDIR))])
+
+
+def _untuned(study: Study) -> list[str]:
+    missing = [name for task, names in study.tuned.items() for name in untuned(task, names)]
+    return [f"Not tuned on validation: {', '.join(missing)}."] if missing else []
 
 
 def _caption(study: Study) -> str:

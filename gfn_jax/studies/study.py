@@ -128,6 +128,7 @@ class Study:
         others: jobs that those of the rows need, and that no row shows.
         differing: keys of the config in which its rows may differ, though they are compared (`protocol`): what it is
             about.
+        tuned: task -> methods that are compared, so that each must have been tuned with as many trials (`protocol`).
     """
 
     name: str
@@ -144,6 +145,7 @@ class Study:
     texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
     others: tuple[Job, ...] = ()
     differing: tuple[str, ...] = ()
+    tuned: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def jobs(self) -> tuple[Job, ...]:

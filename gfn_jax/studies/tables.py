@@ -6,7 +6,7 @@ from typing import Any
 
 from gfn_jax.studies.arithmetic import Arithmetic
 from gfn_jax.studies.lessons import ahead, best, reaches, says, worth
-from gfn_jax.studies.making import BASELINES, Maker, Preset, Settings, untuned
+from gfn_jax.studies.making import BASELINES, Maker, Preset, Settings
 from gfn_jax.studies.study import Column, Job, Row, Study
 from gfn_jax.studies.texts import rationales, sampled
 from gfn_jax.studies.tuning import tuned
@@ -43,7 +43,7 @@ def random_numbers(make: Maker) -> Study:
         "Figure 2",
         "Uniform on 0..100. Probabilities are exact: every spelling of every number is scored. KL(q|p) is of q given "
         "that it is a number; KL(p|q) counts the mass on what is none. The paper estimates KL from 512,000 samples, "
-        "whose noise floor alone is 9.77e-5." + untuned("random_numbers", "gflownet", "ppo"),
+        "whose noise floor alone is 9.77e-5.",
         (
             Column(valid, "valid mass", 6),
             Column(kl, "KL(q|p) given valid", 1, "less", scientific=True),
@@ -66,6 +66,7 @@ def random_numbers(make: Maker) -> Study:
         figure="bars",
         figure_columns=(valid,),
         texts=lambda results: sampled(results, gflownet + ppo, ("policy",), 12),
+        tuned={"random_numbers": ("gflownet", "ppo")},
     )
 
 
@@ -142,8 +143,7 @@ def infilling(make: Maker) -> Study:
         "table2",
         "A story's missing sentence",
         "Table 2",
-        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's sentences."
-        + untuned("infilling", "gflownet", "sft"),
+        "The fourth of five sentences, given the others; KL and consistency are exact, on the generator's sentences.",
         (
             Column(kl, "KL(posterior|q)", 3, "less"),
             Column("kl_generator", "KL(generator|q)", 3, "less"),
@@ -167,6 +167,7 @@ def infilling(make: Maker) -> Study:
         figure="bars",
         figure_columns=(kl, "kl_generator"),
         texts=lambda results: sampled(results, gflownet[:1] + supervised[:1], ("policy",), 6),
+        tuned={"infilling": ("gflownet", "sft")},
     )
 
 
@@ -215,8 +216,7 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
             "possible accuracy is known."
             if make.preset == "tiny"
             else "SUBJ; vote over 10 rationales."
-        )
-        + untuned("subjectivity", "direct", "gflownet", "em"),
+        ),
         accuracy,
         tuple(
             row
@@ -239,6 +239,7 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         figure="curves",
         x_title="labels",
         log_x=True,
+        tuned={"subjectivity": ("direct", "gflownet", "em")},
     )
     single = "accuracy_single"
     aggregated = [

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -254,6 +254,11 @@ def tuned(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, Any]:
     if not file_of(task, name, folder).exists():
         return {}
     return dict(record_of(task, name, folder)["chosen"])
+
+
+def untuned(task: str, names: Iterable[str], folder: pathlib.Path = TUNED) -> list[str]:
+    """Those of some methods that have no trials."""
+    return [name for name in names if not file_of(task, name, folder).exists()]
 
 
 def file_of(task: str, name: str, folder: pathlib.Path = TUNED) -> pathlib.Path:

@@ -110,6 +110,12 @@ def test_methods_with_other_numbers_of_trials_are_refused(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="no trials of rloo"):
         check_trials("arithmetic", ["sft", "rloo"])
 
+    monkeypatch.setattr(protocol, "untuned", lambda task, names: tuning.untuned(task, names, tmp_path))
+    study, configs = two_rows("steps=3")
+    check_protocol(dataclasses.replace(study, tuned={"arithmetic": ("sft", "ppo", "rloo")}), configs)
+    with pytest.raises(ValueError, match="on arithmetic ppo was tuned with 8 trials, star with 6"):
+        check_protocol(dataclasses.replace(study, tuned={"arithmetic": ("ppo", "rloo", "star")}), configs)
+
 
 TASKS = {"arith": Arithmetic, "infill": Infilling, "subj": Subjectivity, "continuation": Continuation}
 

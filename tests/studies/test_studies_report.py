@@ -15,6 +15,7 @@ from gfn_jax.evaluation.certificate import Evidence, certificate
 from gfn_jax.studies import cells as tables
 from gfn_jax.studies import figures, report
 from gfn_jax.studies.found import Facts, Found
+from gfn_jax.studies.section import section
 from gfn_jax.studies.study import Column, Job, Row, Study
 
 OPERANDS = (Column("accuracy_3", "3 operands"), Column("accuracy_5", "5 operands", digits=2))
@@ -441,3 +442,9 @@ def test_without_matplotlib_there_are_no_figures(tmp_path, monkeypatch):
     assert report.NO_FIGURES in Page(page).text
     assert "<svg" not in page
     assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_methods_that_nobody_has_tuned_are_named():
+    study = dataclasses.replace(SCATTER, tuned={"arithmetic": ("nobodys", "own")})
+    assert section(study, {}, FACTS).setting == "Eight samples. Not tuned on validation: nobodys, own."
+    assert section(SCATTER, {}, FACTS).setting == "Eight samples."
