@@ -1,4 +1,4 @@
-"""Studies as figures: bars, curves and scatters with the intervals of the table's cells, as PNG and SVG.
+"""Studies as figures, as PNG and SVG: bars, curves and scatters with the intervals of the table's cells; distributions.
 
 Colours are those of Okabe and Ito (2008), which people of any colour vision can tell apart; lines differ by their marks
 too. An SVG's texts stay texts, and its bytes depend on what is drawn alone.
@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gfn_jax.studies.study import Cells, Column, Interval, Row, Study
+from gfn_jax.studies.study import Cells, Column, Interval, Results, Row, Study
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = "osD^vPX"
@@ -58,7 +58,7 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(study: Study, cells: Cells) -> Drawn | None:
+def draw(study: Study, cells: Cells, results: Results) -> Drawn | None:
     """A study's figure; None where it has none, or no cell to draw.
 
     Raises:
@@ -72,12 +72,18 @@ def draw(study: Study, cells: Cells) -> Drawn | None:
     finite = {key: cell for key, cell in cells.items() if math.isfinite(cell.mean)}
     if study.figure is None or not any((row.title, column.metric) in finite for row in study.rows for column in drawn):
         return None
+    shown = study.distributions(results) if study.distributions else {}
+    if study.figure == "distributions" and not shown:
+        return None
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3), layout="constrained")
-        {"bars": bars, "curves": curves, "scatter": scatter}[study.figure](figure, study, drawn, finite)
+        if study.figure == "distributions":
+            distributions(figure, study, shown)
+        else:
+            {"bars": bars, "curves": curves, "scatter": scatter}[study.figure](figure, study, drawn, finite)
         files = {
             (kind, transparent): _saved(figure, kind, transparent)
             for kind, transparent in (("png", False), ("svg", False), ("svg", True))
@@ -178,6 +184,25 @@ def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) 
         _scale(panel, axis, column, cells)
     panel.grid(alpha=0.2, lw=0.6)
     _legend(figure)
+
+
+def distributions(figure: Any, study: Study, shown: Mapping[str, Sequence[float]]) -> None:
+    """A panel each, from above, the target a line in all of them; every panel has a scale of its own."""
+    target = shown.get("target")
+    own = {title: values for title, values in shown.items() if title != "target"}
+    figure.set_size_inches(WIDTH, 0.5 + 0.95 * len(own))
+    panels = figure.subplots(len(own), 1, squeeze=False, sharex=True).ravel()
+    for panel, look, (title, values) in zip(panels, _looks(len(own)), own.items()):
+        panel.bar(range(len(values)), values, 1.0, color=look["color"], lw=0)
+        if target is not None:
+            panel.step(range(len(target)), target, where="mid", color=INK, lw=0.9, label="target")
+        panel.set_title(f"{title}: the likeliest has {100 * max(values):.1f} %", loc="left")
+        panel.set_ylim(0, 1.25 * max(max(values), max(target or [0.0])))
+        panel.margins(x=0.01)
+        panel.grid(axis="y", alpha=0.2, lw=0.6)
+    panels[-1].set_xlabel(_folded(study.x_title, 60))
+    if target is not None:
+        panels[0].legend(loc="upper right")
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:

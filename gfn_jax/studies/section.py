@@ -59,7 +59,7 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
     found = tables.cells(study, results)
     unfinished = tables.missing(study, results)
     own = {job.name: results[job.name] for job in study.jobs if job.name in results}
-    drawn = figures.draw(study, found) if figures.available() else None
+    drawn = figures.draw(study, found, own) if figures.available() else None
     rest = f"{len(unfinished)} of {len(study.jobs)} runs are missing."
     seconds = sum(one.job.get("seconds", 0.0) for one in own.values())
     return Section(
@@ -104,5 +104,7 @@ def _caption(study: Study) -> str:
             return (
                 f"{drawn[1]}, against {drawn[0]}. Thin lines are the table’s intervals; arrows point to what is better."
             )
+        case "distributions":
+            return "Exact probabilities, of the first seed; the line is the target. Every panel has its own scale."
         case _:
             return f"{names}. Thin lines are the table’s intervals; arrows point to what is better."

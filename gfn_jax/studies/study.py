@@ -14,7 +14,7 @@ from gfn_jax.studies.found import Found
 
 LAUNCH = "gfn_jax.launch"
 SEED = re.compile(r"\bseed-(\d+)\b")  # of a job's name
-Figure = Literal["bars", "curves", "scatter"]
+Figure = Literal["bars", "curves", "scatter", "distributions"]
 
 
 def config_words(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -124,6 +124,8 @@ class Study:
         figure: how the table is drawn; None for not at all.
         x_title, log_x: of curves.
         figure_columns: metrics that are drawn; a scatter has two, x and y. Empty for all columns.
+        distributions: what such a figure draws, from what its jobs have left: title -> probabilities of 0, 1, ...; the
+            target, which is drawn into all panels, is called "target".
         texts: what is sampled, as (title, lines), from what those of its jobs have left that have finished.
         others: jobs that those of the rows need, and that no row shows.
         differing: keys of the config in which its rows may differ, though they are compared (`protocol`): what it is
@@ -142,6 +144,7 @@ class Study:
     x_title: str = ""
     log_x: bool = False
     figure_columns: tuple[str, ...] = ()
+    distributions: Callable[[Results], Mapping[str, Sequence[float]]] | None = None
     texts: Callable[[Results], Sequence[tuple[str, Sequence[str]]]] | None = None
     others: tuple[Job, ...] = ()
     differing: tuple[str, ...] = ()

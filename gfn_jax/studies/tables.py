@@ -8,7 +8,7 @@ from gfn_jax.studies.arithmetic import Arithmetic
 from gfn_jax.studies.lessons import ahead, best, reaches, says, worth
 from gfn_jax.studies.making import BASELINES, Maker, Preset, Settings
 from gfn_jax.studies.study import Column, Job, Row, Study
-from gfn_jax.studies.texts import rationales, sampled
+from gfn_jax.studies.texts import distributions, rationales, sampled
 from gfn_jax.studies.tuning import tuned
 
 # The comparison is one name for several tables.
@@ -63,8 +63,9 @@ def random_numbers(make: Maker) -> Study:
             Row("GFlowNet", gflownet, paper={valid: "1.000", kl: "9.75e-5, sampled"}),
         ),
         lambda cells: reaches(cells, "GFlowNet", kl, "less", 1e-5, "an exact KL of 1e-5 nats given a number"),
-        figure="bars",
-        figure_columns=(valid,),
+        figure="distributions",
+        x_title="the number",
+        distributions=lambda results: distributions(results, {"base": gflownet, "PPO": ppo, "GFlowNet": gflownet}),
         texts=lambda results: sampled(results, gflownet + ppo, ("policy",), 12),
         tuned={"random_numbers": ("gflownet", "ppo")},
     )

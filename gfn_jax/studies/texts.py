@@ -1,7 +1,7 @@
-"""What finished jobs have written, as a report shows it: samples, and the commonest rationales."""
+"""What finished jobs have left beside their numbers, as a report shows it: samples, rationales, distributions."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gfn_jax.evaluation.report import SAMPLES
@@ -53,3 +53,19 @@ def rationales(results: Results, jobs: Iterable[Job]) -> list[tuple[str, list[st
             found = results[job.name].results.get("rationales", {})
             return [(label, [f"{share:.1f} %  {text}" for text, share in rows]) for label, rows in found.items()]
     return []
+
+
+def distributions(results: Results, jobs: Mapping[str, Sequence[Job]]) -> dict[str, list[float]]:
+    """The distributions over numbers that the first of some jobs have left; with the target, if there is any.
+
+    Args:
+        results: of all finished jobs.
+        jobs: title -> jobs whose policy is shown; of "base" their base.
+    """
+    found: dict[str, list[float]] = {}
+    for title, own in jobs.items():
+        left = results[own[0].name].results["distribution"] if own[0].name in results else None
+        if left is not None:
+            found[title] = left["base" if title == "base" else "policy"]
+            found["target"] = left["target"]
+    return found

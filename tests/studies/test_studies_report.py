@@ -17,6 +17,7 @@ from gfn_jax.studies import figures, report
 from gfn_jax.studies.found import Facts, Found
 from gfn_jax.studies.section import section
 from gfn_jax.studies.study import Column, Job, Row, Study
+from gfn_jax.studies.texts import distributions
 
 OPERANDS = (Column("accuracy_3", "3 operands"), Column("accuracy_5", "5 operands", digits=2))
 KL = Column("kl", "KL(q|p), nats", better="less", scientific=True)
@@ -420,7 +421,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         tables.cells(twice, results)
     unknown = Study("x", "", "", "", OPERANDS, TABLE.rows, lesson, "bars", figure_columns=("accuracy_9",))
     with pytest.raises(ValueError, match="x draws accuracy_9, which its table lacks"):
-        figures.draw(unknown, tables.cells(TABLE, results))
+        figures.draw(unknown, tables.cells(TABLE, results), results)
 
 
 def test_infinite_values_are_shown_and_not_drawn(tmp_path):
@@ -448,3 +449,31 @@ def test_methods_that_nobody_has_tuned_are_named():
     study = dataclasses.replace(SCATTER, tuned={"arithmetic": ("nobodys", "own")})
     assert section(study, {}, FACTS).setting == "Eight samples. Not tuned on validation: nobodys, own."
     assert section(SCATTER, {}, FACTS).setting == "Eight samples."
+
+
+def test_distributions_are_drawn_beside_their_target(tmp_path):
+    left = {"kl": 0.1}, {"policy": [0.5, 0.4, 0.1], "base": [0.0, 0.9, 0.1], "target": [1 / 3] * 3}
+    results = {
+        f"{name}/seed-0": Found(tmp_path, {"policy": left[0], "distribution": left[1]}, None, {}) for name in "ab"
+    }
+    study = Study(
+        "fig2",
+        "Numbers",
+        "",
+        "",
+        (KL,),
+        (Row("a", jobs("a", 1)), Row("b", jobs("b", 1))),
+        lambda cells: "",
+        figure="distributions",
+        x_title="the number",
+        distributions=lambda found: distributions(found, {"base": jobs("a"), "a": jobs("a"), "later": jobs("c")}),
+    )
+    drawn = figures.draw(study, tables.cells(study, results), results)
+    assert drawn.png.startswith(b"\x89PNG")
+    texts = " ".join(re.findall(r">([^<>\n]+)</text>", drawn.svg.decode()))
+    assert "base: the likeliest has 90.0 %" in texts
+    assert "a: the likeliest has 50.0 %" in texts
+    assert {"target", "the number"} <= set(re.findall(r">([^<>\n]+)</text>", drawn.svg.decode()))
+    assert "later" not in texts
+    none = dataclasses.replace(study, distributions=lambda found: {})
+    assert figures.draw(none, tables.cells(study, results), results) is None
