@@ -6,10 +6,11 @@ whose devices need not exist. Base, adapter, optimizer, buffer and caches are ex
 bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
 (`tensor_share`):
 
-    backward = (r + 3/2 l / L) / n,      reward = max(attention, MLP, logits) of the packed pass / n
+    backward = (r + 3/2 l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
 
 r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
-worked on: its values and the gradients of about half of them. The reward's pass keeps nothing, but holds what one
+worked on: its values and the gradients of about half of them. g: the logits that are worked on at once, where they are
+too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one
 layer works on, of all packed tokens: two copies of the attention's float32 scores, or the MLP's inner values, or a
 block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
 within 20 % (tests/training/test_collectives.py).
@@ -29,7 +30,7 @@ from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
 from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
 from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
+from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.quantize import quantize_params
@@ -163,18 +164,22 @@ def memory(
         "prompt cache": cache(queries * algorithm.given.copies, shape.prompt),
         "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1),
         "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
-        "activations": int(activations(algorithm, constants, state, shape) // split * share),
+        "activations": int(activations(algorithm, constants, state, shape, mesh.size) // split * share),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
 
 
-def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape) -> int:
+def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, devices: int) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
     plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat=False))
     without = kept_for_backward(plain, constants, state)
     kept = kept_for_backward(algorithm, constants, state) if algorithm.given.remat else without
-    backward = kept + 3 * without // (2 * model.shape.num_layers)
+    budget = algorithm.given.sampling
+    logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
+    # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.
+    part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * devices) if logits > LOGITS_AT_ONCE else 0
+    backward = kept + 3 * without // (2 * model.shape.num_layers) + part_of_logits
     if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
     part = dataclasses.replace(

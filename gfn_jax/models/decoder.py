@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax.models import layers as parts
 from gfn_jax.models.config import ModelConfig
@@ -24,6 +24,7 @@ from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_r
 from gfn_jax.types import Params, PyTree, Tokens
 
 VOCABULARY_BLOCK = 2048  # columns of the head whose logits are held at once while only their sum is wanted
+LOGITS_AT_ONCE = 2**25  # numbers on a device, float32, while a few of each state are wanted with their gradient
 COPIED_COLUMNS = 8  # of a cache that are copied at once
 
 
@@ -313,6 +314,34 @@ def logits(head: Head, hidden: Float[Array, "*b E"]) -> Float[Array, "*b A"]:
     """Unnormalised log-probabilities in float32."""
     out = parts.linear(head.weights, split_rows(hidden), head.adapter, head.scale, dtype=jnp.float32)
     return out if head.softcap is None else head.softcap * jnp.tanh(out / head.softcap)
+
+
+def by_columns(
+    read: Callable[..., Float[Array, "B c *m"]], *arrays: Shaped[Array, "B T ..."], width: int
+) -> Float[Array, "B T *m"]:
+    """What is read off [B, T] states one by one, the logits of a few columns being held at once.
+
+    Where all of them are more than `LOGITS_AT_ONCE` numbers on a device, as many columns as are not: one after the
+    other, and once more in the backward pass. Rows are never cut, for a mesh splits them.
+
+    Args:
+        read: from the arrays' columns; it holds `width` logits a state, of which it picks a few.
+        arrays: [B, T, ...] each.
+        width: columns of the head.
+    """
+    rows, length = arrays[0].shape[:2]
+    held = rows * length * width // (parts_of(ROWS) * parts_of(TENSOR))
+    columns = -(-length // max(-(-held // LOGITS_AT_ONCE), 1))
+    if columns == length:
+        return read(*arrays)
+    pieces = -(-length // columns)
+
+    def cut(x: Shaped[Array, "B T ..."]) -> Shaped[Array, "n B c ..."]:
+        padded = jnp.pad(x, ((0, 0), (0, pieces * columns - length), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(rows, pieces, columns, *x.shape[2:]), 1, 0)
+
+    found = jax.lax.map(lambda own: jax.checkpoint(read)(*own), tuple(map(cut, arrays)))
+    return jnp.moveaxis(found, 0, 1).reshape(rows, pieces * columns, *found.shape[3:])[:, :length]
 
 
 def logit_of(

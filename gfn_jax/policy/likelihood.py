@@ -1,11 +1,11 @@
 """What a model thinks of texts that are there already: the nats of their tokens, with gradient."""
 
 import jax
-from jaxtyping import Array, Bool
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.objectives.likelihood import next_token
 from gfn_jax.types import Tokens, Weighted
 
 
@@ -27,4 +27,12 @@ def next_token_loss(
     """
     hidden, _ = decoder.prefill(model, documents, dropout=dropout, remat=remat)
     head = decoder.select_head(model)
-    return next_token(decoder.logits(head, hidden), documents.ids, loss_mask & documents.mask)
+
+    def read(hidden: Float[Array, "B c E"], following: Int[Array, "B c"]) -> Float[Array, "B c"]:
+        log_probs = jax.nn.log_softmax(decoder.logits(head, hidden))
+        return jnp.take_along_axis(log_probs, following[..., None], axis=-1)[..., 0]
+
+    width = head.weights["kernel"].shape[1]
+    log_probs = decoder.by_columns(read, hidden[:, :-1], documents.ids[:, 1:], width=width)
+    counted = (loss_mask & documents.mask)[:, 1:]
+    return Weighted(total=-jnp.where(counted, log_probs, 0.0).sum(), weight=counted.sum(dtype=jnp.float32))

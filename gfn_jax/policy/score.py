@@ -6,7 +6,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
@@ -73,12 +73,20 @@ def score_states(
     hidden = jnp.concatenate([first, rest], axis=1)
     head = decoder.select_head(model, constraint.columns)
     states = jnp.broadcast_to(jnp.arange(horizon), (rows, horizon))
-    # `state_mask` is the environment's and the length's word on stopping, as rollout heard it.
-    allowed = constraint.allowed(states, rollout.state_mask)
     chosen = constraint.column_of[rollout.completion]
     stop = jnp.broadcast_to(constraint.column_of[constraint.stop_id], chosen.shape)
-    logits = decoder.logits(head, hidden)
-    log_probs = masked_log_probs(logits, allowed, jnp.stack([chosen, stop], axis=-1))
+    wanted = jnp.stack([chosen, stop], axis=-1)
+
+    def read(
+        hidden: Float[Array, "B c E"],
+        state: Int[Array, "B c"],
+        may_stop: Bool[Array, "B c"],
+        wanted: Int[Array, "B c 2"],
+    ) -> Float[Array, "B c 2"]:
+        return masked_log_probs(decoder.logits(head, hidden), constraint.allowed(state, may_stop), wanted)
+
+    # `state_mask` is the environment's and the length's word on stopping, as rollout heard it.
+    log_probs = decoder.by_columns(read, hidden, states, rollout.state_mask, wanted, width=len(constraint.token_ids))
     scores = PolicyScores(
         log_pf=jnp.where(rollout.action_mask, log_probs[..., 0], 0.0),
         log_pterm=jnp.where(rollout.state_mask, log_probs[..., 1], 0.0),

@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -148,3 +149,27 @@ def test_dropout_takes_its_key_and_nothing_else():
     jax.tree.map(np.testing.assert_array_equal, one, scores(LORA, rollout, SOME, jax.random.key(0), rate=0.3))
     assert np.abs(one.log_pf - scores(LORA, rollout, SOME, jax.random.key(1), rate=0.3).log_pf).max() > 1e-3
     assert np.abs(one.log_pf - scores(LORA, rollout, SOME).log_pf).max() > 1e-3
+
+
+@pytest.mark.parametrize("at_once", [4 * 23, 2 * 4 * 23], ids=["a column at once", "two of five"])
+def test_a_few_columns_at_once_are_all_of_them(at_once, monkeypatch):
+    """Scores and their gradient; and no array of the program has all columns' logits."""
+    rollout = forced(ALL)
+
+    def loss(lora):
+        out = score(LanguageModel(CONFIG, PARAMS, lora), PROMPT, rollout, Rules(ALL, NoTool()))
+        return (jnp.sin(out.log_pf) + out.log_pterm**2).sum(), out
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (x.aval.size for x in equation.outvars)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    whole = jax.jit(jax.value_and_grad(loss, has_aux=True))(LORA)
+    assert 4 * 5 * 23 in sizes(jax.make_jaxpr(jax.grad(lambda lora: loss(lora)[0]))(LORA).jaxpr)
+    monkeypatch.setattr(decoder, "LOGITS_AT_ONCE", at_once)
+    part = jax.jit(jax.value_and_grad(loss, has_aux=True))(LORA)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()), part, whole)
+    assert at_once in sizes(jax.make_jaxpr(jax.grad(lambda lora: loss(lora)[0]))(LORA).jaxpr)
+    assert not {4 * 5 * 23, 4 * 6 * 23} & {*sizes(jax.make_jaxpr(jax.grad(lambda lora: loss(lora)[0]))(LORA).jaxpr)}
