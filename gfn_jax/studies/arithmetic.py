@@ -55,9 +55,10 @@ class Arithmetic:
         return self.jobs(f"{method}{suffix}", self.method(method, demonstrations), 200.0 if method == "star" else 100.0)
 
     def baselines(self, what: str, seconds: float, questions: int = 0) -> tuple[Job, ...]:
-        """What needs no training; on the first test questions alone where a number is given."""
+        """What needs no training, hence no second seed; on the first test questions alone where a number is given."""
         name, flags, settings = f"arithmetic/{what}", (f"--what={what}",), {"evaluation.test_questions": questions}
-        return self.make.jobs(name, "arith", settings, module=BASELINES, flags=flags, seconds=seconds)
+        once = dataclasses.replace(self.make, seeds=self.make.seeds[:1])
+        return once.jobs(name, "arith", settings, module=BASELINES, flags=flags, seconds=seconds)
 
     @functools.cached_property
     def rivals(self) -> dict[str, tuple[Job, ...]]:
