@@ -1,0 +1,205 @@
+"""Every command that README and docs show can be typed.
+
+All are read: the program is there, its flags and the config's keys and values are understood. With `-m slow` those
+that need nothing but this checkout are run, shortened, in the order in which they stand; `-rs` says why the others
+are not.
+"""
+
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+from documents import ROOT, Command, code, command_of, commands
+from ml_collections import ConfigDict
+
+from gfn_jax.commands import train
+from gfn_jax.commands.config_flag import given_keys, split_config
+from gfn_jax.text.loading import SHIPPED
+
+COMMANDS = commands()
+# Evaluation's keys, whatever the task, as small as they may be.
+SMALL = {
+    **dict.fromkeys(("questions", "test_questions", "diverse_questions", "diverse_samples", "batch"), 2),
+    **dict.fromkeys(("stories", "test_stories", "every", "diverse_groups", "shots"), 2),
+    **dict.fromkeys(("samples", "prompts", "reviews"), 4),
+}
+SHORT = {"steps": 2, "log_every": 1, "save_every": 2, "optimizer.warmup_steps": 1, "certificate.queries": 0}
+
+
+def face(module: str) -> types.ModuleType:
+    """The module that reads the flags of `python -m MODULE`: itself, or the command whose face it is."""
+    found = importlib.import_module(module)
+    if hasattr(found, "parse"):
+        return found
+    return next(part for part in vars(found).values() if isinstance(part, types.ModuleType) and hasattr(part, "parse"))
+
+
+def read_config(config: ConfigDict, given: list[str]) -> None:
+    """What a run would say of its config before it looks at any file."""
+    from gfn_jax.runs.config import read
+
+    read(config, given)
+
+
+def parse(command: Command):
+    """The flags of a command of the package, or None: it is only named, or its config is the reader's."""
+    if command.module is not None:
+        module, words = face(command.module), list(command.words)
+    else:
+        gfn = importlib.import_module("gfn_jax.commands.gfn")
+        named = gfn.COMMANDS[command.words[0]]
+        module = importlib.import_module(f"gfn_jax.commands.{named.module}")
+        words = gfn.placed(list(command.words[1:]), named.bare)
+    source = split_config(["", *words])[1]
+    if not words or (source is not None and re.search("[A-Z]{3}", source)):
+        return None
+    return module.parse(["command", *(word for word in words if not re.match("--config.[A-Z]+=", word))])
+
+
+def config_of(values) -> ConfigDict | None:
+    """The config among a command's flags, where it has one that a run reads."""
+    found = values is not None and "config" in values and values.config
+    return found if found and "task" in found else None
+
+
+def flags_of(script: pathlib.Path) -> set[str]:
+    """The flags that a script's text defines, by argparse or absl."""
+    text = script.read_text(encoding="utf-8")
+    return {name for pair in re.findall(r'"--([\w-]+)"|DEFINE_\w+\(\s*"(\w+)"', text) for name in pair if name}
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    """Where commands are typed."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_there_are_commands():
+    """None of the programs was lost on the way from the text."""
+    programs = {command.program for command in COMMANDS}
+    assert {"make", "python -m gfn_jax.launch", "python -m gfn_jax.certify"} <= programs
+    assert len(COMMANDS) > 40
+
+
+def test_commands_are_found_in_blocks_and_lines():
+    text = (
+        "Try `python -m gfn_jax.launch\n--config=a.py`:\n\n    make test  # all\n\n```\ngfn train x \\\n  --a=1\n```\n"
+    )
+    assert list(code(text)) == ["make test  # all", "gfn train x  --a=1", "python -m gfn_jax.launch --config=a.py"]
+    assert command_of("", "make test  # all") == Command("", "make", ("test",))
+    found = command_of("", ".venv/bin/python -m gfn_jax.certify --workdir=A [--twist=none|flow] ...")
+    assert found == Command("", "python -m gfn_jax.certify", ("--workdir=A", "--twist=none"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_is_understood(command):
+    if command.program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in command.words if "=" not in word} <= set(targets)
+    elif command.module is not None or command.program == "gfn":
+        values = parse(command)
+        if (config := config_of(values)) is not None:
+            read_config(config, given_keys(values))
+    elif command.program.startswith("python "):
+        script = ROOT / command.program.split()[1]
+        assert {word[2:].partition("=")[0] for word in command.words if word.startswith("--")} <= flags_of(script)
+    elif command.program.startswith("launch/") or command.words[:1] == ("launch/slurm.sbatch",):
+        script = command.program if command.program != "sbatch" else command.words[0]
+        assert (ROOT / script).is_file()
+        flags = [word for word in command.words if word.startswith("--")]
+        values = train.parse(["launch", *flags]) if flags else None
+        if (config := config_of(values)) is not None:
+            read_config(config, given_keys(values))
+    else:
+        assert command.program in ("pip", "kubectl"), f"{command.program}: this test does not know it"
+        files = [word for word in command.words if "/" in word]
+        assert all((ROOT / word).exists() for word in files)
+
+
+def refused(command: Command, made: pathlib.Path) -> str | None:
+    """Why a command is not run here; None where it is."""
+    if command.module is None or command.module.startswith("gfn_jax.commands."):
+        return "installs, takes long, or needs another machine"
+    if not command.words:
+        return "is only named"
+    if command.open_words:
+        return f"{command.open_words[0]} is the reader's"
+    values = parse(command)
+    config = config_of(values)
+    if config is not None and not values.dry_run:
+        paths = [config.model.get("path"), config.get("start")]
+        missing = [path for path in paths if path and not (SHIPPED / path).is_dir() and not (made / path).exists()]
+        if missing:
+            return f"{missing[0]} is not here"
+    for flag in ("workdir", "adapter", "model"):
+        if config is None and flag in values and command.module != "gfn_jax.reproduce":
+            path = values[flag].value
+            if path and not (SHIPPED / path).is_dir() and path != "none" and not (made / path).exists():
+                return f"{path} is not made in this document"
+    return None
+
+
+def shortened(command: Command) -> list[str]:
+    """The flags that make a command a matter of seconds, behind its own."""
+    values = parse(command)
+    config = config_of(values)
+    if command.module == "gfn_jax.reproduce":
+        return ["--list"]
+    if command.module == "gfn_jax.certify":
+        return ["--queries=1", "--samples=16", "--proposals=32"]
+    if command.module == "gfn_jax.posterior_bench":
+        return ["--budget=tiny", "--methods=importance", "--targets=numbers"]
+    if command.module == "gfn_jax.benchmark":
+        return ["--config.repeats=1"]
+    if config is None or values.dry_run:
+        return []
+    workdir = [] if any(word.startswith("--workdir") for word in command.words) else [f"--workdir={values.workdir}"]
+    return [*workdir, *(f"--config.{key}={value}" for key, value in short_config(config).items())]
+
+
+def short_config(config: ConfigDict) -> dict[str, object]:
+    """Values by key for a run of two steps."""
+    if config.task == "pretrain":
+        sizes = {"steps": 2, "documents": 32}
+        return {f"phases.{name}.{key}": size for name in config.phases for key, size in sizes.items()} | {
+            "optimizer.warmup_steps": 1
+        }
+    from gfn_jax.runs.registry import algorithm_entry
+
+    short = SHORT | {f"evaluation.{key}": size for key, size in SMALL.items() if key in config.evaluation}
+    reads = algorithm_entry(config.algorithm).reads
+    if "replay" in reads:
+        short["replay.discovery_steps"] = 0
+    if "objective" in reads:
+        short["objective.imitation_steps"] = 0
+    if config.algorithm == "star":
+        short |= {"star.rounds": 1, "star.samples": 1}
+    if "em" in config:
+        short |= {"em.steps": 2, "em.warmup_steps": 1, "em.samples": 2, "subjectivity.test": 8}
+    return short
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> pathlib.Path:
+    """Where what the documents make lies, runs/ and out/ of each in a folder of its own."""
+    return tmp_path_factory.mktemp("documents")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_is_run(command, made):
+    folder = made / command.document.replace("/", "-")
+    reason = refused(command, folder)
+    if reason is not None:
+        pytest.skip(f"only read: {reason}")
+    words = [re.sub(r"\b(runs|out)/", f"{folder}/\\1/", word) for word in [*command.words, *shortened(command)]]
+    line = [sys.executable, "-m", command.module, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{done.stderr[-2000:]}\n{done.stdout[-500:]}"
