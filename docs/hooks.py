@@ -2,7 +2,7 @@ r"""What mkdocs does not do by itself, so that the site needs no network and not
 
 Equations  `$...$` and `$$...$$` become MathML, which browsers draw without a script.
 Notebooks  docs/NAME.ipynb becomes the page NAME.md, with the outputs that it was committed with; nothing is executed.
-Reference  every room of gfn_jax becomes a page of what its docstrings say.
+Reference  every room of gfn_jax becomes a page of what its docstrings say (`Apart` is an extension of its reader).
 """
 
 import ast
@@ -12,6 +12,7 @@ import pathlib
 import re
 from typing import Any
 
+import griffe
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
@@ -19,6 +20,20 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gfn_jax"
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+# `low, high: what both are` in a docstring, with the lines that go on further in.
+TOGETHER = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
+
+
+class Apart(griffe.Extension):
+    """Gives fields that a docstring explains together an entry each: the reader knows no other."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Called with every object, its docstring not yet parsed."""
+        if obj.docstring:
+            obj.docstring.value = TOGETHER.sub(
+                lambda found: "\n".join(f"{found[1]}{name}: {found[3]}" for name in found[2].split(", ")),
+                obj.docstring.value,
+            )
 
 
 def on_config(config: Any) -> None:

@@ -46,19 +46,24 @@ def read_config(config: ConfigDict, given: list[str]) -> None:
     read(config, given)
 
 
+def reader(command: Command) -> tuple[types.ModuleType, list[str]]:
+    """The module of `gfn_jax.commands` that reads a command's words, and the words as it takes them."""
+    if command.module is not None:
+        return face(command.module), list(command.words)
+    gfn = importlib.import_module("gfn_jax.commands.gfn")
+    named = gfn.COMMANDS[command.words[0]]
+    module = importlib.import_module(f"gfn_jax.commands.{named.module}")
+    return module, gfn.placed(list(command.words[1:]), named.bare)
+
+
 def parse(command: Command):
     """The flags of a command of the package, or None: it is only named, or its config is the reader's."""
-    if command.module is not None:
-        module, words = face(command.module), list(command.words)
-    else:
-        gfn = importlib.import_module("gfn_jax.commands.gfn")
-        named = gfn.COMMANDS[command.words[0]]
-        module = importlib.import_module(f"gfn_jax.commands.{named.module}")
-        words = gfn.placed(list(command.words[1:]), named.bare)
+    module, words = reader(command)
     source = split_config(["", *words])[1]
-    if not words or (source is not None and re.search("[A-Z]{3}", source)):
+    if not command.words or (source is not None and re.search("[A-Z]{3}", source)):
         return None
-    return module.parse(["command", *(word for word in words if not re.match("--config.[A-Z]+=", word))])
+    found = module.parse(["command", *(word for word in words if not re.match("--config.[A-Z]+=", word))])
+    return getattr(found, "values", found)  # of several runs at once those of the first
 
 
 def config_of(values) -> ConfigDict | None:
@@ -122,43 +127,47 @@ def test_is_understood(command):
         assert all((ROOT / word).exists() for word in files)
 
 
+def kind(command: Command) -> str:
+    """What reads its words, by name."""
+    return reader(command)[0].__name__.rpartition(".")[2]
+
+
 def refused(command: Command, made: pathlib.Path) -> str | None:
     """Why a command is not run here; None where it is."""
-    if command.module is None or command.module.startswith("gfn_jax.commands."):
-        return "installs, takes long, or needs another machine"
+    if command.module is None and command.program != "gfn":
+        return "it installs, takes long, or needs another machine"
     if not command.words:
-        return "is only named"
+        return "it is only named"
     if command.open_words:
         return f"{command.open_words[0]} is the reader's"
+    if kind(command) in ("tune", "baselines"):
+        return "it takes long"
+    writes = ("--out", "--workdir") if kind(command) not in ("sample", "export", "certify") else ("--out",)
+    for word in command.words:
+        read = re.search(r"(?:^|=)((runs|out)/[\w./-]+)", word)
+        if read and not word.startswith(writes) and not (made / read[1]).exists() and read[2] == "runs":
+            return f"{read[1]} is not made before it in this document"
     values = parse(command)
     config = config_of(values)
     if config is not None and not values.dry_run:
-        paths = [config.model.get("path"), config.get("start")]
-        missing = [path for path in paths if path and not (SHIPPED / path).is_dir() and not (made / path).exists()]
-        if missing:
-            return f"{missing[0]} is not here"
-    for flag in ("workdir", "adapter", "model"):
-        if config is None and flag in values and command.module != "gfn_jax.reproduce":
-            path = values[flag].value
-            if path and not (SHIPPED / path).is_dir() and path != "none" and not (made / path).exists():
-                return f"{path} is not made in this document"
+        path = config.model.get("path") or config.get("start")
+        if path and not (SHIPPED / path).is_dir() and not (made / path).exists():
+            return f"{path} is not here"
     return None
 
 
 def shortened(command: Command) -> list[str]:
     """The flags that make a command a matter of seconds, behind its own."""
+    fixed = {
+        "reproduce": ["--list"],
+        "certify": ["--queries=1", "--samples=16", "--proposals=32"],
+        "posterior_bench": ["--budget=tiny", "--methods=importance", "--targets=numbers"],
+        "benchmark": ["--config.repeats=1"],
+    }
     values = parse(command)
     config = config_of(values)
-    if command.module == "gfn_jax.reproduce":
-        return ["--list"]
-    if command.module == "gfn_jax.certify":
-        return ["--queries=1", "--samples=16", "--proposals=32"]
-    if command.module == "gfn_jax.posterior_bench":
-        return ["--budget=tiny", "--methods=importance", "--targets=numbers"]
-    if command.module == "gfn_jax.benchmark":
-        return ["--config.repeats=1"]
-    if config is None or values.dry_run:
-        return []
+    if kind(command) in fixed or config is None or values.dry_run:
+        return fixed.get(kind(command), [])
     workdir = [] if any(word.startswith("--workdir") for word in command.words) else [f"--workdir={values.workdir}"]
     return [*workdir, *(f"--config.{key}={value}" for key, value in short_config(config).items())]
 
@@ -199,7 +208,7 @@ def test_is_run(command, made):
     if reason is not None:
         pytest.skip(f"only read: {reason}")
     words = [re.sub(r"\b(runs|out)/", f"{folder}/\\1/", word) for word in [*command.words, *shortened(command)]]
-    line = [sys.executable, "-m", command.module, *words]
+    line = [sys.executable, "-m", command.module or "gfn_jax.gfn", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stderr[-2000:]}\n{done.stdout[-500:]}"
