@@ -5,6 +5,7 @@ that need nothing but this checkout are run, shortened, in the order in which th
 are not.
 """
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -192,6 +193,19 @@ def short_config(config: ConfigDict) -> dict[str, object]:
     if "em" in config:
         short |= {"em.steps": 2, "em.warmup_steps": 1, "em.samples": 2, "subjectivity.test": 8}
     return short
+
+
+def test_what_shortens_a_run_is_understood():
+    """Of every run that the documents show; those of the reader's own config aside."""
+    for command in COMMANDS:
+        if command.module != "gfn_jax.launch" and command.program != "gfn":
+            continue
+        config = config_of(parse(command))
+        if config is None or config.task == "finetune" or command.open_words:
+            continue
+        values = parse(dataclasses.replace(command, words=(*command.words, *shortened(command))))
+        read_config(values.config, given_keys(values))
+        assert values.dry_run or config.task == "pretrain" or values.config.steps == 2
 
 
 @pytest.fixture(scope="module")
