@@ -9,7 +9,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).parents[2]
 # What a command begins with; of what is run, the folder of the environment is no part.
 PROGRAM = re.compile(r"(?:\.venv/bin/)?(python -m gfn_jax|python [\w/]+\.py|make\b|gfn |sbatch |launch/|kubectl |pip )")
-PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]{2,}|\.\.\.")  # FOLDER: a value that is the reader's
+PLACEHOLDER = re.compile(r"(?<![:A-Z])[A-Z][A-Z0-9_]{2,}|\.\.\.")  # FOLDER, the reader's; not module:NAME
 
 
 @dataclasses.dataclass(frozen=True)
