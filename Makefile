@@ -5,15 +5,18 @@
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
 #   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
+#   make docs    the site, in site/; make notebook executes docs/random_number.ipynb again, in place
 PYTHON ?= python3
 # `make arith LOCK=requirements.txt` takes the newest versions that the ranges allow.
 LOCK ?= requirements-lock.txt
 BIN := .venv/bin
 INSTALLED := .venv/installed
 TORCH := .venv/torch
+DOCS := .venv/docs
 SMOKE := runs/smoke
 
-.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-torch pretrain benchmark clean
+.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-torch pretrain benchmark \
+	docs notebook clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +67,17 @@ $(TORCH): $(INSTALLED) requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt -c $(LOCK)
 	touch $(TORCH)
 
+$(DOCS): $(INSTALLED) requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt -c $(LOCK)
+	touch $(DOCS)
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)
+	$(BIN)/mkdocs build --quiet
+
+notebook: $(DOCS)
+	$(BIN)/jupyter-execute --inplace docs/random_number.ipynb
+
 pretrain: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py
 
@@ -83,4 +97,4 @@ $(INSTALLED): $(LOCK) requirements.txt pyproject.toml
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv .cache runs/smoke
+	rm -rf .venv .cache runs/smoke site

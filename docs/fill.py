@@ -1,9 +1,10 @@
-"""Puts the numbers of docs/results into README.md and docs/*.md, where comments ask for them.
+"""Puts the numbers of docs/results into README.md and the documents in docs/, where comments ask for them.
 
     python docs/fill.py            rewrites the documents
     python docs/fill.py --check    fails where one of them differs from docs/results
 
-A block between `<!-- results: table4 -->` and `<!-- end -->` becomes docs/results/table4.md. In a line,
+A block between `<!-- results: table4 -->` and `<!-- end -->` becomes docs/results/table4.md, one of
+`<!-- benchmark: modes -->` benchmarks/results/modes.md. In a line,
 `<!-- value: table4; GFlowNet; accuracy_5 --><!-- end -->` becomes that row's and column's mean, `interval:` instead of
 `value:` the mean with its interval, and `seeds:` the seeds' own values, in the digits of the table.
 """
@@ -15,12 +16,13 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-MARKED = re.compile(r"<!-- (results|value|interval|seeds): (.*?) -->(.*?)<!-- end -->", re.DOTALL)
+BENCHMARKS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"<!-- (results|benchmark|value|interval|seeds): (.*?) -->(.*?)<!-- end -->", re.DOTALL)
 
 
 def documents() -> list[pathlib.Path]:
     """Those that may ask for numbers."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(text: str, results: pathlib.Path) -> str:
@@ -42,10 +44,11 @@ def filled(text: str, results: pathlib.Path) -> str:
 
 def _asked(kind: str, name: str, results: pathlib.Path) -> str:
     study, *rest = (part.strip() for part in name.split(";"))
-    path = results / f"{study}.{'md' if kind == 'results' else 'csv'}"
+    whole = {"results": results, "benchmark": BENCHMARKS}
+    path = whole[kind] / f"{study}.md" if kind in whole else results / f"{study}.csv"
     if not path.is_file():
         raise ValueError(f"{name!r}: there is no {path.name} in the results")
-    if kind == "results":
+    if kind in whole:
         return f"\n{path.read_text(encoding='utf-8')}"
     row, metric = "; ".join(rest[:-1]), rest[-1] if rest else ""
     with path.open(encoding="utf-8", newline="") as file:

@@ -55,7 +55,7 @@ class Accuracy:
 def measure_accuracy(
     task: Graded, split: str, samples: list[list[list[int]]], log_weight: Sequence[Sequence[float]] | None = None
 ) -> Accuracy:
-    """Grades [M][N] completions of a split's first M questions; an unreadable answer is wrong.
+    """Grades `[M][N]` completions of a split's first M questions; an unreadable answer is wrong.
 
     Args:
         task: that grades them.
@@ -88,7 +88,7 @@ def measure_accuracy(
 
 
 def measure_diversity(task: Graded, split: str, samples: list[list[list[int]]]) -> dict[str, list[float]]:
-    """What [M][N] completions of a split's first M questions hold beside the vote, a value a question.
+    """What `[M][N]` completions of a split's first M questions hold beside the vote, a value a question.
 
     Returns:
         `right`: samples that are right chains, in percent; `distinct`: how many different ones there are among the N;

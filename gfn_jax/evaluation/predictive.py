@@ -99,7 +99,7 @@ def summarize_votes(answers: Sequence[Sequence[Hashable | None]], right: Sequenc
     """Where only answers are known: is the vote entropy large where the vote is wrong?
 
     Args:
-        answers: [M][N], None where unreadable.
+        answers: `[M][N]`, None where unreadable.
         right: whether each question's majority answer is right.
 
     Returns:

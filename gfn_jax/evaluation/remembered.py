@@ -27,7 +27,7 @@ def remembered(sample: Callable[..., Completions], *arguments: Any) -> Completio
     """`sample(*arguments)`, from the cache where it was asked before.
 
     Args:
-        sample: a pure function of its arguments: token ids [M][N][length].
+        sample: a pure function of its arguments: token ids `[M][N][length]`.
         arguments: pytrees of arrays, and plain values. With several processes nothing is remembered.
     """
     if jax.process_count() > 1:

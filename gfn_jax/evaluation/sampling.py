@@ -33,7 +33,7 @@ def sample_completions(
         batch: prompts at once.
 
     Returns:
-        The tokens of Z, stop excluded: [M][N][length].
+        The tokens of Z, stop excluded: `[M][N][length]`.
     """
     copies = copies_of(min(batch, len(prompt.ids)), samples, model)
     out: list[list[list[int]]] = []

@@ -73,7 +73,7 @@ class Scorer:
 def padded(
     samples: Sequence[Sequence[Sequence[int]]], constraint: Constraint
 ) -> tuple[Int[np.ndarray, "M N T"], Int[np.ndarray, "M N"]]:
-    """[M][N] sampled completions filled up with the stop, and their lengths."""
+    """`[M][N]` sampled completions filled up with the stop, and their lengths."""
     ids = np.full((len(samples), len(samples[0]), constraint.horizon), constraint.stop_id, np.int32)
     for m, rows in enumerate(samples):
         for n, row in enumerate(rows):

@@ -109,7 +109,7 @@ def sampling_budget(
     samples: Sequence[Sequence[Sequence[int]]],
     seconds: float,
 ) -> Budget:
-    """That of [M][N] completions which were sampled between two runs, for M prompts."""
+    """That of `[M][N]` completions which were sampled between two runs, for M prompts."""
     shape = StepShape(
         queries=len(samples),
         samples=len(samples[0]),

@@ -188,7 +188,7 @@ def build_m_step(
 
 
 def joined_rows(query: Query, samples: Sequence[Sequence[Sequence[int]]]) -> tuple[Tokens, Bool[np.ndarray, "R S"]]:
-    """Rows X Z Y of [Q][N] sampled Z, and which of their tokens are to be learnt: those of Z and Y."""
+    """Rows X Z Y of `[Q][N]` sampled Z, and which of their tokens are to be learnt: those of Z and Y."""
 
     def rows_of(tokens: Tokens) -> list[list[int]]:
         pairs = zip(np.asarray(tokens.ids), np.asarray(tokens.mask), strict=True)

@@ -259,7 +259,7 @@ def sample_rationales(
 def right_ones(
     task: Any, examples: Sequence[int], rows: Iterable[Sequence[list[int]]], hinted: bool
 ) -> list[Rationale]:
-    """Of [M][N] completions of some training queries those that the task grades as right."""
+    """Of `[M][N]` completions of some training queries those that the task grades as right."""
     written = ((example, ids, task.decode(ids)) for example, each in zip(examples, rows, strict=True) for ids in each)
     return [
         Rationale(example, ids, hinted, text) for example, ids, text in written if task.grade("train", example, text)
