@@ -45,10 +45,7 @@ unit: $(INSTALLED)
 # A few steps of the main job, from a workdir that does not exist to its last line.
 smoke: $(INSTALLED)
 	rm -rf $(SMOKE)
-	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:tiny --workdir=$(SMOKE) --config.steps=4 \
-		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10 \
-		--config.evaluation.diverse_questions=10 --config.certificate.queries=1 --config.certificate.samples=32 \
-		--config.certificate.proposals=64 --config.certificate.exact=10
+	$(BIN)/gfn train arith:smoke --workdir=$(SMOKE)
 
 # Compiled as users' runs are, not as tests/conftest.py has it.
 test-slow: $(INSTALLED)

@@ -42,7 +42,13 @@ from gfn_jax.worlds.stories import draw_stories
 
 @dataclasses.dataclass(frozen=True)
 class SentenceConfig:
-    """How many words are wanted, what a word too many or too few costs (nats), and the longest Z in tokens."""
+    """What is wanted of a sentence.
+
+    Attributes:
+        words: how many there should be.
+        penalty: nats that a word too many or too few costs.
+        max_length: the longest Z, in tokens.
+    """
 
     words: Count
     penalty: Nonnegative
@@ -51,7 +57,12 @@ class SentenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEvaluationConfig:
-    """Steps between two measurements, and the sentences that are sampled for each story then."""
+    """How it is measured.
+
+    Attributes:
+        every: steps between two measurements.
+        samples: sentences that are sampled for each story then.
+    """
 
     every: Count
     samples: Count

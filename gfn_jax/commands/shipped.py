@@ -53,10 +53,11 @@ def resolve(source: str) -> str:
         return f"{path}{colon}{preset}"
     files = shipped()
     if name not in files:
-        raise ValueError(f"there is no config {name!r}{nearest(name, files)}; `gfn configs` lists them")
+        raise ValueError(f"there is no config {name!r}{nearest(name, files) or '; `gfn configs` lists them'}")
     known = presets(files[name])
     if colon and preset not in known:
-        raise ValueError(f"{name} has no preset {preset!r}{nearest(preset, known)}; `gfn configs {name}` lists them")
+        meant = nearest(preset, known) or f"; it has {', '.join(known)}"
+        raise ValueError(f"{name} has no preset {preset!r}{meant}")
     return f"{files[name]}{colon}{preset}"
 
 

@@ -12,7 +12,6 @@ from gfn_jax.sections import Range
 from gfn_jax.text.files import read_lines
 from gfn_jax.worlds.stories import draw_stories
 
-
 OWN = "stories"
 
 
