@@ -70,7 +70,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b
 
-$(INSTALLED): $(LOCK) requirements.txt pyproject.toml
+$(INSTALLED): $(LOCK) requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Python 3.11 or newer is needed and '$(PYTHON)' is not; name one: make PYTHON=python3.11" >&2; \
 		exit 1; }

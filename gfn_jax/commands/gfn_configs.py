@@ -46,7 +46,7 @@ def every() -> str:
     """All configs with their presets, a line each."""
     blocks = []
     for name, path in shipped().items():
-        blocks.append("\n".join([f"{name}: {summary(path)}", *listed(presets(path))]))
+        blocks.append("\n".join([wrapped(f"{name}: ", summary(path)), *listed(presets(path))]))
     ending = "`gfn configs NAME[:preset]` says what every key means; `gfn train NAME[:preset]` trains it."
     return "\n\n".join([*blocks, ending])
 
@@ -75,7 +75,7 @@ def one(source: str) -> str:
     path = pathlib.Path(file)
     config = load_config(source).to_dict()
     classes = classes_of(config) if "task" in config else timed()
-    lines = [f"{path.stem}: {summary(path)}", *listed(presets(path)), ""]
+    lines = [wrapped(f"{path.stem}: ", summary(path)), *listed(presets(path)), ""]
     lines += [f"Keys of :{preset or UNNAMED.get(path.stem, DEFAULT_PRESET)}; `--KEY=VALUE` changes one:", ""]
     for key in explained(config, classes):
         shown = f"; {key.kind}" if key.kind else ""

@@ -1,8 +1,8 @@
 """The self-test of `gfn doctor`: two training steps of the tiny model, one compiled program, on each device.
 
-An adapter on the shipped model of numbers learns three texts. The first loss is the base's own, the second depends on
-the first gradient; products are computed in float32 (on a TPU they are not otherwise), so that any device agrees with
-the stored values but for rounding.
+An adapter on the shipped model of numbers learns three texts that it finds odd. The first loss is the base's own, the
+second depends on the first gradient; products are computed in float32 (on a TPU they are not otherwise), so that any
+device agrees with the stored values but for rounding.
 """
 
 import dataclasses
@@ -25,9 +25,8 @@ from gfn_jax.training.step import init_state, make_step
 from gfn_jax.types import Tokens
 
 MODEL = "tiny-numbers"
-PROMPT = "The following is a random integer drawn uniformly between 0 and 100: "
-TEXTS = tuple(f"{PROMPT}{number}" for number in (7, 42, 99))
-EXPECTED = (0.0, 0.0)  # nats a token
+TEXTS = ("7 is a random integer", "42 is drawn", "between 0 and 99")  # nothing that it has seen
+EXPECTED = (5.827979, 5.634107)  # nats a token
 TOLERANCE = 1e-4
 
 
@@ -69,7 +68,7 @@ def losses(device: Any) -> tuple[float, float]:
     folder = model_folder(MODEL)
     with jax.default_device(device), jax.default_matmul_precision("highest"):
         shape, params = load_model(folder)
-        rows = document_rows(TEXTS, load_tokenizer(folder), 96, end_of_document=True)
+        rows = document_rows(TEXTS, load_tokenizer(folder), 32, end_of_document=True)
         documents = Tokens(jnp.asarray(rows.ids), jnp.asarray(rows.mask))
         order = jnp.zeros((2, 1), jnp.int32) + jnp.arange(len(TEXTS))
         corpus = Corpus(documents, documents.mask, order, jax.random.key(0), LanguageModel(shape, params))

@@ -127,7 +127,7 @@ def test_the_launchers_command_line(monkeypatch):
 def test_seeds_and_sweeps(monkeypatch):
     monkeypatch.chdir(ROOT)
     targets = "--sweep.lora.targets=('q','v'),('q',)"
-    line = gfn_train.read_line(["rng:smoke", "--seed=2,0,2", "--sweep.steps=4,8", targets, "--workers=2", "--seed=2,0"])
+    line = gfn_train.read_line(["rng:smoke", "--seed=2,0,2", "--sweep.steps=4,8", targets, "--workers=2"])
     assert line.seeds == (2, 0)
     assert line.workers == 2
     assert line.sweep == {"steps": ("4", "8"), "lora.targets": ("('q','v')", "('q',)")}
@@ -146,15 +146,11 @@ def test_seeds_and_sweeps(monkeypatch):
         "--config.seed=2",
     )
     # Where somebody says what is reported, that counts; seeds alone are reported as any run is.
-    assert (
-        "--config.report=validation"
-        not in gfn_train.jobs(
-            gfn_train.read_line(["rng:smoke", "--sweep.steps=4,8", "--report=test"]), "random_numbers"
-        )[0].arguments
-    )
-    (only,) = gfn_train.jobs(gfn_train.read_line(["rng:smoke", "--seed=5,"[:-1] + ",6"]), "random_numbers")[:1]
-    assert only.name == "seed-5"
-    assert only.arguments == ("--config=configs/rng.py:smoke", "--config.seed=5")
+    reported = gfn_train.read_line(["rng:smoke", "--sweep.steps=4,8", "--report=test"])
+    assert "--config.report=validation" not in gfn_train.jobs(reported, "random_numbers")[0].arguments
+    first, _ = gfn_train.jobs(gfn_train.read_line(["rng:smoke", "--seed=5,6"]), "random_numbers")
+    assert first.name == "seed-5"
+    assert first.arguments == ("--config=configs/rng.py:smoke", "--config.seed=5")
 
 
 @pytest.mark.parametrize("source", ["arith:smoke", "rng:smoke", "subj:em", "finetune:smoke"])
@@ -163,7 +159,6 @@ def test_a_printed_config_is_flags(source, capsys, monkeypatch):
     assert main("train", source, "--steps=7", "--print_config") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "steps=7" in lines
-    assert lines == sorted(lines, key=lambda line: lines.index(line))
     assert main("train", source, *(f"--{line}" for line in lines), "--print_config") == 0
     assert capsys.readouterr().out.splitlines() == lines
 
@@ -199,7 +194,7 @@ def test_presets_are_read_off_any_docstring(tmp_path):
 
 def test_all_configs_are_listed(capsys):
     assert main("configs") == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for name, path in shipped.shipped().items():
         assert f"{name}: {shipped.summary(path)}" in out
 
@@ -210,7 +205,7 @@ def test_the_keys_of_a_config(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "  optimizer.learning_rate = 0.002\n      the peak; a finite number of at least 0\n" in out
     assert "Keys of :smoke" in out
-    assert all(len(line) <= 100 for line in out.splitlines() if not line.startswith("  ") or line.startswith("      "))
+    assert max(len(line) for line in out.splitlines() if " = " not in line) <= 100
 
 
 @pytest.mark.parametrize("name", shipped.shipped())
@@ -246,18 +241,23 @@ def test_meanings_of_fields():
     assert meanings(Child) == {"one": "the first.", "two": "more than a line.", "three": "more than a line."}
 
 
-def test_configs_are_importable_anywhere(tmp_path, monkeypatch):
+def test_configs_are_importable_anywhere(tmp_path):
     """A shipped config's task is `configs.own_task:TASK`, also beside a user's own folder of that name."""
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "mine.py").write_text("A = 1\n")
-    program = "from gfn_jax.commands import shipped; shipped.make_importable(); import configs.mine, configs.own_task"
-    environ = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    script = f"import sys; sys.path = [p for p in sys.path if p != {str(ROOT)!r}]; sys.path.insert(1, {str(ROOT)!r})"
-    (tmp_path / "run.py").write_text(
-        f"{script}\n{program.replace(', configs.own_task', '')}\nimport importlib.util\n"
+    for name in ("site", "configs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site" / "gfn_jax").symlink_to(ROOT / "gfn_jax")
+    (tmp_path / "configs" / "mine.py").write_text("")
+    program = (
+        "import importlib.util\n"
+        "from gfn_jax.commands import shipped\n"
+        "assert importlib.util.find_spec('configs.own_task') is None\n"
+        "shipped.make_importable()\n"
         "assert importlib.util.find_spec('configs.own_task') is not None\n"
+        "import configs.mine\n"
     )
-    done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    environ = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
