@@ -128,7 +128,7 @@ def run_rules(
     stop_id = stop_token(tokenizer, settings.stop) if settings.stop is not None else own.stop_id
     ids = None if own.full else np.setdiff1d(np.asarray(own.token_ids), [own.stop_id])
     if settings.characters is not None:
-        stop = tokenizer.decode([stop_id]) if settings.stop is None else settings.stop
+        stop = str(tokenizer.decode([stop_id])) if settings.stop is None else settings.stop
         ids = allowed_ids(tokenizer, settings.characters, stop, CALL)
     calls, room = tool_columns(tool, vocab_size)
     constraint = make_constraint(vocab_size, stop_id, **lengths, token_ids=ids, opens_call=calls, call_room=room)

@@ -172,7 +172,7 @@ def as_dict(study: Study, found: Cells, reference: str | None = None) -> dict[st
             cell = found.get((row.title, column.metric))
             if cell is None:
                 continue
-            own = {"mean": cell.mean, "spread": spread(cell), "low": cell.low, "high": cell.high}
+            own: dict[str, Any] = {"mean": cell.mean, "spread": spread(cell), "low": cell.low, "high": cell.high}
             own["seeds"] = list(cell.seeds)
             first = found.get((reference or "", column.metric))
             if first is not None and row.title != reference:
