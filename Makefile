@@ -48,10 +48,7 @@ unit: $(INSTALLED)
 # A few steps of the main job, from a workdir that does not exist to its last line.
 smoke: $(INSTALLED)
 	rm -rf $(SMOKE)
-	$(BIN)/python -m gfn_jax.launch --config=configs/arith.py:tiny --workdir=$(SMOKE) --config.steps=4 \
-		--config.optimizer.warmup_steps=1 --config.evaluation.questions=10 --config.evaluation.test_questions=10 \
-		--config.evaluation.diverse_questions=10 --config.certificate.queries=1 --config.certificate.samples=32 \
-		--config.certificate.proposals=64 --config.certificate.exact=10
+	$(BIN)/gfn train arith:smoke --workdir=$(SMOKE)
 
 # Compiled as users' runs are, not as tests/conftest.py has it.
 test-slow: $(INSTALLED)
@@ -87,7 +84,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a
 	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b
 
-$(INSTALLED): $(LOCK) requirements.txt pyproject.toml
+$(INSTALLED): $(LOCK) requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Python 3.11 or newer is needed and '$(PYTHON)' is not; name one: make PYTHON=python3.11" >&2; \
 		exit 1; }

@@ -16,13 +16,14 @@ Presets:
     :ppo      the paper's PPO in its place: the same model by the numbers of its appendix E
     :gpt2, :pythia (160M), :llama (3.2 1B), :qwen (2.5 0.5B)
               the same on another model
+    :smoke    four steps on a handful of questions: seconds on any --config.model.path
 
 What a preset takes, on any mesh, before anything is downloaded: add --dry_run.
 """
 
 import ml_collections
 
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
@@ -39,6 +40,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         "pythia": lambda: paper("EleutherAI/pythia-160m"),
         "llama": lambda: paper("meta-llama/Llama-3.2-1B", GATED),
         "qwen": lambda: paper("Qwen/Qwen2.5-0.5B", GATED),
+        "smoke": smoke,
     }
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/arith.py has {', '.join(presets)}")
@@ -107,6 +109,15 @@ def prompted() -> ml_collections.ConfigDict:
     config = tiny()
     config.model.path = "tiny-arithmetic"
     config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """One demonstration in the reward's context; lengths as in `paper`, for any tokenizer."""
+    config = shortened(tiny())
+    config.arithmetic.update({"seed_demonstrations": 8, "reward_shots": 1, "max_length": 24, "eval_max_length": 36})
+    config.evaluation.update({"every": 4, "questions": 2, "samples": 2, "batch": 8, "test_questions": 2})
+    config.evaluation.update({"diverse_questions": 2, "diverse_samples": 2, "shots": 1})
     return config
 
 

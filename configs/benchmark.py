@@ -3,8 +3,14 @@
     python -m gfn_jax.benchmark --config=configs/benchmark.py:a     # continuation: 20 samples of 30 tokens
     python -m gfn_jax.benchmark --config=configs/benchmark.py:b     # arithmetic: 16 samples of 18 tokens, calculator
 
-Both are 6 layers x 384 with GPT-2's vocabulary of 50,257 and LoRA of rank 64; override any field on the command line.
-`:tiny` is the shape of `configs/arith.py:tiny`, for a quick look.
+Presets:
+
+    :a        continuation (default)
+    :b        arithmetic
+    :tiny     the shape of `configs/arith.py:tiny`, for a quick look
+
+The first two are 6 layers x 384 with GPT-2's vocabulary of 50,257 and LoRA of rank 64; override any field on the
+command line.
 """
 
 import ml_collections

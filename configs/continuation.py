@@ -9,6 +9,7 @@ Presets:
               line (or raw text, with --config.continuation.raw=True)
     :gpt2, :llama (3.2 1B), :qwen (2.5 0.5B)
               the same on another model
+    :smoke    four steps on a handful of prompts: seconds on any --config.model.path
 
 --config.sampling.reward_temperature_end=T is the temperature that is learnt: between 0.8 and 0.95 in the paper.
 --config.evaluation.encoder=FOLDER measures diversity with your sentence encoder instead of the base's hidden states.
@@ -16,7 +17,7 @@ Presets:
 
 import ml_collections
 
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 
 UNGATED = ("q", "k", "v", "o", "up", "down")
 GATED = (*UNGATED, "gate")  # Llama's kind of MLP has one projection more
@@ -29,6 +30,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         "gpt2": lambda: paper("gpt2"),
         "llama": lambda: paper("meta-llama/Llama-3.2-1B", GATED),
         "qwen": lambda: paper("Qwen/Qwen2.5-0.5B", GATED),
+        "smoke": smoke,
     }
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/continuation.py has {', '.join(presets)}")
@@ -76,6 +78,14 @@ def tiny() -> ml_collections.ConfigDict:
         "diverse_penalty": 1.0,
         "encoder": ml_collections.config_dict.placeholder(str),
     }
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    config = shortened(tiny())
+    config.continuation.update({"count": 16, "validation": 4, "max_length": 8})
+    config.evaluation.update({"every": 4, "prompts": 2, "samples": 2, "batch": 8, "diverse_groups": 2})
+    config.evaluation.update({"temperatures": (0.5,), "nucleus": (0.9,)})
     return config
 
 

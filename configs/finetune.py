@@ -7,6 +7,7 @@ Presets:
     :tiny     a model that the project ships, on a .txt with one document a line or a .jsonl (default)
     :paper    all of GPT-2 Large on ROCStories (section 4.2 of the paper: 20 epochs, batch 64 x 32, 5e-4), whose CSV
               files lie in --config.data.path
+    :smoke    four steps of an adapter on the project's own stories: seconds on any --config.model.path
 
 A document is a row; what is longer than `data.seq_length` is cut. WORKDIR/model is the result as a Hugging Face folder,
 to be named as --config.model.path of another run; with --config.mode=lora the adapter alone is in WORKDIR/adapter.
@@ -17,7 +18,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
-    presets = {"tiny": tiny, "paper": paper}
+    presets = {"tiny": tiny, "paper": paper, "smoke": smoke}
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/finetune.py has {', '.join(presets)}")
     return presets[preset]()
@@ -64,6 +65,15 @@ def tiny() -> ml_collections.ConfigDict:
         "clip_norm": 1.0,
     }
     config.evaluation = {"every": 100, "batch": 16}  # steps between two measurements on held-out text; documents a pass
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    config = tiny()
+    config.update({"mode": "lora", "steps": 4, "batch": 8, "log_every": 1, "save_every": 2})
+    config.lora.update({"rank": 4, "targets": ("q", "v")})
+    config.data.update({"source": "stories", "seq_length": 32})
+    config.evaluation.update({"every": 4, "batch": 8})
     return config
 
 

@@ -9,6 +9,7 @@ Presets:
               --config.model.path), the paper's hyperparameters; --config.data.path is the folder of the CSV
               files
     :stories  ROCStories on any small model: --config.model.path and --config.data.path
+    :smoke    four steps on a handful of generated stories: seconds on any --config.model.path
 
 A judge of the infills: --config.evaluation.judge_url=http://host:port/v1 --config.evaluation.judge_model=NAME.
 """
@@ -16,11 +17,11 @@ A judge of the infills: --config.evaluation.judge_url=http://host:port/v1 --conf
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
-    presets = {"tiny": tiny, "paper": paper, "stories": stories}
+    presets = {"tiny": tiny, "paper": paper, "stories": stories, "smoke": smoke}
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/infill.py has {', '.join(presets)}")
     return presets[preset]()
@@ -80,6 +81,15 @@ def tiny() -> ml_collections.ConfigDict:
         "judge_model": placeholder(str),
         "judge_samples": 1,
     }
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    """Long enough for the generated sentences in any tokenizer."""
+    config = shortened(tiny())
+    config.infilling.update({"train_stories": 8, "seed_stories": 8, "validation_stories": 4, "test_stories": 4})
+    config.infilling.update({"min_length": 1, "max_length": 20})
+    config.evaluation.update({"every": 4, "stories": 2, "samples": 2, "batch": 8})
     return config
 
 

@@ -2,6 +2,11 @@
 
     python -m gfn_jax.launch --config=configs/own_task.py
 
+Presets:
+
+    :tiny     150 steps on the stories' model that the project ships (default)
+    :smoke    four steps: seconds on any --config.model.path
+
 The file is task, evaluator and config at once. `config.task` names the entry by its import path, so nothing in the
 library has to be changed; copy the file, and change what is yours. WORKSPACE.md ("Your own task") goes through it.
 
@@ -23,7 +28,7 @@ from gfn_jax.evaluation.report import Findings, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward, Product
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 from gfn_jax.sections import Count, Nonnegative
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
@@ -37,7 +42,13 @@ from gfn_jax.worlds.stories import draw_stories
 
 @dataclasses.dataclass(frozen=True)
 class SentenceConfig:
-    """How many words are wanted, what a word too many or too few costs (nats), and the longest Z in tokens."""
+    """What is wanted of a sentence.
+
+    Attributes:
+        words: how many there should be.
+        penalty: nats that a word too many or too few costs.
+        max_length: the longest Z, in tokens.
+    """
 
     words: Count
     penalty: Nonnegative
@@ -46,7 +57,12 @@ class SentenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEvaluationConfig:
-    """Steps between two measurements, and the sentences that are sampled for each story then."""
+    """How it is measured.
+
+    Attributes:
+        every: steps between two measurements.
+        samples: sentences that are sampled for each story then.
+    """
 
     every: Count
     samples: Count
@@ -192,11 +208,24 @@ TASK = TaskEntry(
 )
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
+    presets = {"tiny": tiny, "smoke": smoke}
+    if preset not in presets:
+        raise ValueError(f"preset {preset!r} is unknown; configs/own_task.py has {', '.join(presets)}")
+    return presets[preset]()
+
+
+def tiny() -> ml_collections.ConfigDict:
     config = policy_config("configs.own_task:TASK")
     config.steps = 150
     config.model.path = "tiny-stories"
     config.objective.terms.vargrad = 1.0  # Z has a word at least: SubTB alone would not train its first
     config.sentence = {"words": 6, "penalty": 4.0, "max_length": 12}
     config.evaluation = {"every": 50, "samples": 16}
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    config = shortened(tiny())
+    config.evaluation = {"every": 4, "samples": 2}
     return config

@@ -10,6 +10,7 @@ Presets:
     :ppo       the same by PPO, as the paper has it: a KL penalty towards the base, which prefers some numbers
     :paper, :paper_ppo
                instruct GPT-J 6B with the released hyperparameters, and its PPO
+    :smoke     four steps: seconds on any --config.model.path
 
 Any distribution: --config.random_numbers.distribution=poisson --config.random_numbers.mean=20, or a table of weights
 in a config of your own, {"7": 1.0, "-3": 2.0}.
@@ -17,7 +18,7 @@ in a config of your own, {"7": 1.0, "-3": 2.0}.
 
 import ml_collections
 
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 
 PROMPT = "The following is a random integer drawn {} between 0 and 100: "
 
@@ -31,6 +32,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         "ppo": lambda: by_ppo(tiny(), 1000),
         "paper": paper,
         "paper_ppo": lambda: by_ppo(paper(), 2560),
+        "smoke": smoke,
     }
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/rng.py has {', '.join(presets)}")
@@ -78,6 +80,14 @@ def tiny() -> ml_collections.ConfigDict:
     )
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20, "b2": 0.99})
     config.evaluation = {"every": 500, "samples": 51_200, "batch": 2048, "seed": 0}
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    config = shortened(tiny())
+    config.sampling.update({"queries": 1, "samples": 32})
+    config.replay.samples = 16
+    config.evaluation.update({"every": 4, "samples": 256, "batch": 256})
     return config
 
 

@@ -12,15 +12,16 @@ Presets:
     :em       the same, then `em.rounds` rounds of expectation maximisation
     :paper    instruct GPT-J 6B and SUBJ with the paper's hyperparameters; --config.data.path=FOLDER names
               the original files, --config.em.rounds=1 adds the M-step
+    :smoke    four steps on a handful of synthetic reviews: seconds on any --config.model.path
 """
 
 import ml_collections
 
-from gfn_jax.runs.defaults import policy_config
+from gfn_jax.runs.defaults import policy_config, shortened
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
-    presets = {"tiny": tiny, "em": em, "paper": paper}
+    presets = {"tiny": tiny, "em": em, "paper": paper, "smoke": smoke}
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/subj.py has {', '.join(presets)}")
     return presets[preset]()
@@ -74,6 +75,14 @@ def tiny() -> ml_collections.ConfigDict:
 def em() -> ml_collections.ConfigDict:
     config = tiny()
     config.em.rounds = 1
+    return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+    config = shortened(tiny())
+    config.subjectivity.update({"labels": 8, "validation": 4, "test": 4, "seed_samples": 1})
+    config.em.update({"samples": 2, "steps": 4, "batch": 8, "warmup_steps": 1})
+    config.evaluation.update({"every": 4, "reviews": 4, "samples": 2, "batch": 8, "shots": 2, "frequent": 2})
     return config
 
 

@@ -7,6 +7,9 @@ log q is the policy's log-probability of the whole completion, its stop included
 completion and answer (or stop) under the base alone. Both are in nats and at temperature 1, whatever --temperature.
 Every batch is printed as soon as it is drawn; notes and errors go to standard error.
 
+With --workdir=RUN everything is as in that run, but for the flags that are given: its base and adapter, prompts (the
+first --queries of a --split, unless there is a --prompt), tool, tokens, lengths and reward.
+
 With the workdir of a run as adapter, prompts begin and the calculator reckons as in that run (see --bos,
 --max_abs_value). A large base goes onto several devices with --fsdp or --tensor, or into 8 or 4 bits with --quantize.
 

@@ -8,6 +8,7 @@ computed; a message names `section.field`, what it is and what it may be. What i
 
 import dataclasses
 import importlib
+import inspect
 import math
 import numbers
 import re
@@ -75,6 +76,27 @@ class RunConfig:
     log_every: Count
     save_every: Count
     tensorboard: bool
+
+
+def meanings(*classes: type) -> dict[str, str]:
+    """Field -> what its dataclass's docstring says of it under "Attributes:", in one line; of its parents' fields, too.
+
+    Args:
+        *classes: of several, the later ones say it, unless they say "as there".
+    """
+    found: dict[str, str] = {}
+    for cls in (parent for one in classes for parent in reversed(one.__mro__)):
+        _, _, attributes = inspect.cleandoc(vars(cls).get("__doc__") or "").partition("Attributes:\n")
+        names: list[str] = []
+        for line in attributes.split("\n\n")[0].splitlines():
+            entry = re.match(r"    (\w[\w, ]*): (.*)", line)
+            if entry and not entry[2].startswith("as there"):
+                names = [name.strip() for name in entry[1].split(",")]
+                found |= dict.fromkeys(names, entry[2])
+            else:
+                names = [] if entry else names
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
 
 
 def section(cls: type[Section], config: Mapping[str, Any], name: str, **fixed: Any) -> Section:

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "gfn_jax"
 # What people type, `python -m gfn_jax.launch`: nothing imports them, and they import what the commands are made of.
-FACES = {"launch", "sample", "export", "benchmark", "certify", "posterior_bench", "reproduce"}
+FACES = {"gfn", "launch", "sample", "export", "benchmark", "certify", "posterior_bench", "reproduce"}
 
 # From the ground up. Rooms of one level do not know each other.
 LEVELS = (

@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from absl import flags
 
@@ -29,10 +30,10 @@ RUNNING = (ValueError, OSError, RuntimeError)
 def run(
     argv: list[str],
     doc: str | None,
-    parse: Callable[[list[str]], flags.FlagValues],
-    prepare: Callable[[flags.FlagValues], Iterable[str]],
+    parse: Callable[[list[str]], Any],
+    prepare: Callable[[Any], Iterable[str]],
     *,
-    listen: Callable[[flags.FlagValues], contextlib.AbstractContextManager[None]] = lambda values: notes(),
+    listen: Callable[[Any], contextlib.AbstractContextManager[None]] = lambda values: notes(),
     interrupted: str | None = None,
 ) -> int:
     """Runs a command and returns its exit code.
@@ -40,7 +41,7 @@ def run(
     Args:
         argv: the command line, program included.
         doc: what `--help` prints before the flags.
-        parse: reads the flags.
+        parse: reads the flags, into absl's values or anything else that has a `help`.
         prepare: finds out what is wrong with what they ask for, and returns the texts to print, each of which is made
             when it is asked for. What is slow to import is imported there.
         listen: where what the library says goes, as a context.

@@ -1,6 +1,7 @@
 """The flag `--config=FILE:preset`, and `--config.KEY=VALUE` for every key of what the file gives."""
 
 import importlib.machinery
+import pathlib
 import re
 import sys
 import types
@@ -9,6 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gfn_jax.commands import shipped
 from gfn_jax.errors import user_code
 
 EXAMPLE = "--config=FILE:preset or --config.KEY=VALUE"
@@ -89,6 +91,8 @@ def load_config(source: str) -> ConfigDict:
         ValueError: the file fails, or gives no config; or what it says itself of its preset.
     """
     path, colon, preset = source.partition(":")
+    if pathlib.Path(path).resolve().parent == shipped.folder():
+        shipped.make_importable()
     module = types.ModuleType("gfn_jax_config")
     sys.modules[module.__name__] = module  # where dataclasses look for what they refer to
     loader = importlib.machinery.SourceFileLoader(module.__name__, path)

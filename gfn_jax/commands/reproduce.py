@@ -184,6 +184,11 @@ def reproduce(
 
     outcome = pool.run(planned, workers, root, workdir)
     yield write(studies, plan.found(planned), out, facts)
+    check(outcome, planned)
+
+
+def check(outcome: pool.Outcome, planned: Sequence[plan.Planned]) -> None:
+    """Raises TrainingStopped where a signal came, RuntimeError where jobs failed."""
     if outcome.signal is not None:
         raise TrainingStopped("stopped; run the same command to go on", exit_code=128 + outcome.signal)
     if outcome.failed:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gfn_jax.commands.sampling import Sample
 
 TEXT = {
+    "workdir": (None, "of a run: base, adapter, prompts, tool, tokens and lengths are its own, but for given flags"),
+    "step": ("newest", "of the run's checkpoints: newest, best, or a number"),
+    "split": (None, "of the run's questions, where no prompt is given; a held-out one by default"),
     "model": (None, "base: a folder, a hub id, or the shipped tiny-arithmetic"),
     "adapter": (None, "adapter: a PEFT folder or hub id, or the workdir of a run; none samples the base"),
     "prompts": (None, "file of prompts, one a line"),
@@ -24,6 +27,7 @@ TEXT = {
     "dtype": ("float32", "float32, bfloat16 or float16, of the base"),
 }
 NUMBERS = {
+    "queries": (4, "of the run's questions, where no prompt is given"),
     "samples": (1, "completions of every prompt"),
     "max_length": (32, "most tokens of a completion"),
     "min_length": (0, "fewest tokens of a completion"),
@@ -57,7 +61,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
     Raises:
         flags.Error: an unknown flag, or a value of the wrong type.
-        ValueError: no model, or words that are no flag.
+        ValueError: neither model nor run, or words that are no flag.
     """
     values = cli.common_flags(TEXT, NUMBERS)
     for name, (options, text) in CHOICES.items():
@@ -66,18 +70,32 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_float("temperature", 1.0, "of the samples; 0 is greedy", flag_values=values)
     flags.DEFINE_bool("calculator", False, "let the calculator write what follows '='", flag_values=values)
     flags.DEFINE_bool("jsonl", False, "print one JSON object a line", flag_values=values)
-    return cli.read(values, argv, "--prompt=TEXT", model="name a folder, a hub id, or --model=tiny-arithmetic")
+    cli.read(values, argv, "--prompt=TEXT")
+    if not values.help:
+        if values.model is None and values.workdir is None:
+            raise ValueError("no model; name a folder, a hub id, or --model=tiny-arithmetic, or a run's --workdir")
+        cli.check_counts(values, "queries")
+    return values
 
 
 def prepare(values: flags.FlagValues) -> Iterator[str]:
     """Reads the texts, then the models; a batch is drawn when its text is asked for."""
-    prompts = read_prompts(values.prompt, values.prompts)
+    of_run = values.workdir is not None
+    own_questions = of_run and not values.prompt and values.prompts is None
+    prompts = () if own_questions else read_prompts(values.prompt, values.prompts)
     context = None if values.context is None else read_text(values.context)
-    from gfn_jax.commands.sampling import Settings, sample
+    from gfn_jax.commands import sampling
 
-    names = {field.name for field in dataclasses.fields(Settings)} - {"prompts", "context"}
-    chosen: dict[str, Any] = {name: values[name].value for name in names}
-    drawn = sample(Settings(prompts=prompts, context=context, **chosen))
+    names = {field.name for field in dataclasses.fields(sampling.Settings)} - {"prompts", "context"}
+    chosen: dict[str, Any] = {name: values[name].value for name in names} | {"model": values.model or ""}
+    settings = sampling.Settings(prompts=prompts, context=context, **chosen)
+    if of_run:
+        from gfn_jax.commands.sampling_runs import OfRun, sample_run
+
+        given = {name for name in names if values[name].present}
+        drawn = sample_run(OfRun(values.workdir, values.step, values.split, values.queries), settings, given)
+    else:
+        drawn = sampling.sample(settings)
     return (written(batch, values.jsonl) for batch in drawn)
 
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gfn_jax.environments import CALL, LARGEST_BOUND, Calculator, NoTool
 from gfn_jax.evaluation.rows import gather, parts
 from gfn_jax.evaluation.scoring import log_policy
-from gfn_jax.interfaces import Environment
+from gfn_jax.interfaces import Environment, Reward
 from gfn_jax.models.adapter_settings import CONFIG
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import read_config
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from gfn_jax.runs.saved import SavedRun
 
 CALCULATOR_STOP = "."
+NO_PROMPT = "no prompt; write --prompt=TEXT, or --prompts=FILE with one a line"
 LARGEST = 99  # operand and result of the calculator, where nobody says otherwise and the tokenizer can
 _log = logging.getLogger("gfn_jax")
 
@@ -83,8 +84,6 @@ class Settings:
     tensor: int = 1
 
     def __post_init__(self):
-        if not self.prompts:
-            raise ValueError("no prompt; write --prompt=TEXT, or --prompts=FILE with one a line")
         check(Settings, vars(self), "--")
 
 
@@ -117,6 +116,8 @@ def sample(settings: Settings) -> Iterator[list[Sample]]:
     Raises:
         ValueError, OSError: what is wrong with the settings or the files, in one line.
     """
+    if not settings.prompts:
+        raise ValueError(NO_PROMPT)
     mesh = meshes.use_mesh(meshes.MeshConfig(settings.data, settings.fsdp, settings.tensor))
     folder = resolve(model_folder(settings.model))
     model_type, config = read_config(folder)
@@ -175,17 +176,21 @@ def make_rules(
     stop = settings.stop or (CALCULATOR_STOP if settings.calculator else tokenizer.eos_token)
     if stop is None:
         raise ValueError("the tokenizer has no end-of-text token; name the stop, for instance --stop=.")
-    environment: Environment = NoTool()
-    calls, room = None, 0
-    if settings.calculator:
-        environment = calculator = make_calculator(settings, tokenizer, run)
-        known = np.asarray(calculator.triggers)[:vocab_size]
-        calls, room = np.pad(known, (0, vocab_size - len(known))), calculator.max_result_tokens
+    environment: Environment = make_calculator(settings, tokenizer, run) if settings.calculator else NoTool()
+    calls, room = tool_columns(environment, vocab_size)
     ids = None if settings.characters is None else allowed_ids(tokenizer, settings.characters, stop, CALL)
     lengths = {"max_length": settings.max_length, "min_length": settings.min_length}
     stop_id = stop_token(tokenizer, stop)
     constraint = make_constraint(vocab_size, stop_id, **lengths, token_ids=ids, opens_call=calls, call_room=room)
     return Rules(constraint, environment)
+
+
+def tool_columns(environment: Environment, vocab_size: int) -> tuple[Bool[np.ndarray, " V"] | None, int]:
+    """Which ids hand over to the tool, None for none, and how many tokens it may then write."""
+    if not isinstance(environment, Calculator):
+        return None, 0
+    known = np.asarray(environment.triggers)[:vocab_size]
+    return np.pad(known, (0, vocab_size - len(known))), environment.max_result_tokens
 
 
 def make_query(settings: Settings, tokenizer: "PreTrainedTokenizerFast", stop_id: int) -> Query:
@@ -258,7 +263,7 @@ def same_base(one: str, other: str) -> bool:
 Draw = Callable[[Query, jax.Array], tuple[Rollout, Float[Array, " B"], Float[Array, " B"]]]
 
 
-def make_draw(policy: LanguageModel, reward: PosteriorReward, rules: Rules, settings: Settings) -> Draw:
+def make_draw(policy: LanguageModel, reward: Reward, rules: Rules, settings: Settings) -> Draw:
     """The compiled part: from Q queries and a key to B = Q * N completions, their log q and their log R."""
 
     @jax.jit
@@ -278,14 +283,17 @@ def batches(
     settings: Settings, tokenizer: "PreTrainedTokenizerFast", query: Query, draw: Draw, policy: LanguageModel
 ) -> Iterator[list[Sample]]:
     """Draws batch after batch; the last is filled up, and each that would not divide over the policy's devices."""
-    root = jax.random.key(settings.seed)
+    root, first = jax.random.key(settings.seed), int(query.example_id[0])
     for number, (part, count) in enumerate(parts(query, settings.batch, policy)):
         drawn = gather(draw(part, jax.random.fold_in(root, number)))
-        yield describe(settings, tokenizer, gather(part), drawn, count * settings.samples)
+        yield describe(settings, tokenizer, gather(part), drawn, count * settings.samples, first)
 
 
-def describe(settings: Settings, tokenizer, query: Query, drawn, kept: int) -> list[Sample]:
-    """The first `kept` rows as text; says once a batch where their tokens are not those of the joined text."""
+def describe(settings: Settings, tokenizer, query: Query, drawn, kept: int, first: int = 0) -> list[Sample]:
+    """The first `kept` rows as text; says once a batch where their tokens are not those of the joined text.
+
+    `first` is the number that the first of the settings' prompts has among the queries.
+    """
     rollouts, log_q, log_r = drawn
     samples, differences = [], []
     for row in range(kept):
@@ -293,7 +301,7 @@ def describe(settings: Settings, tokenizer, query: Query, drawn, kept: int) -> l
         prompt, answer = (part.ids[place][part.mask[place]].tolist() for part in (query.prompt, query.answer))
         length = int(rollouts.token_mask[row].sum())
         ids = rollouts.completion[row, :length].tolist()
-        text = settings.prompts[int(query.example_id[place])]
+        text = settings.prompts[int(query.example_id[place]) - first]
         completion = decode_after(tokenizer, prompt, ids)
         parts = encode_after(tokenizer, "", text) + ids + ([] if settings.answer is None else answer)
         difference = joining_difference(tokenizer, parts, text + completion + (settings.answer or ""))

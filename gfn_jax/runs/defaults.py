@@ -110,6 +110,26 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     return config
 
 
+def shortened(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """What all `:smoke` presets have in common: a few steps of few rows, on any family's projections; learns nothing.
+
+    Args:
+        config: of a policy, which is changed; the caller shortens its task and its evaluation.
+
+    Returns:
+        The same config.
+    """
+    config.update({"steps": 4, "log_every": 1, "save_every": 2})
+    config.lora.update({"rank": 4, "targets": ("q", "v")})
+    config.sampling.update({"queries": 4, "samples": 8, "micro_batches": 1, "reward_temperature_steps": 2})
+    config.exploration.steps = None
+    config.replay.update({"samples": 4, "capacity": 8, "discovery_steps": 0})
+    config.objective.imitation_steps = 0
+    config.optimizer.warmup_steps = 1
+    config.certificate.update({"queries": 1, "samples": 32, "proposals": 64, "exact": 10})
+    return config
+
+
 def method_sections() -> dict[str, dict[str, Any]]:
     """The algorithms' own sections."""
     sections: dict[str, dict[str, Any]] = {}

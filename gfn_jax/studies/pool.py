@@ -32,6 +32,7 @@ from gfn_jax.studies.plan import (
 from gfn_jax.training import lock
 
 POLL_SECONDS = 0.05
+OUTPUT = "output.txt"
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes that a unit of ru_maxrss is
@@ -65,7 +66,9 @@ class _Running:
         return time.monotonic() - self.began
 
 
-def run(plan: Sequence[Planned], workers: int, root: pathlib.Path, workdir: pathlib.Path) -> Outcome:
+def run(
+    plan: Sequence[Planned], workers: int, root: pathlib.Path, workdir: pathlib.Path, aloud: bool = False
+) -> Outcome:
     """Runs the jobs that are not done.
 
     A job whose memory would not fit beside that of those which run waits; one that is too large for the machine runs
@@ -76,6 +79,7 @@ def run(plan: Sequence[Planned], workers: int, root: pathlib.Path, workdir: path
         workers: jobs at once.
         root: the folder that they run in, where configs/ lies.
         workdir: of all; one run at a time may have it.
+        aloud: what the jobs say is said here, too, as they say it; and where one runs at a time, it has all threads.
 
     Raises:
         ValueError: another run has the workdir, or in a job's place is something else.
@@ -84,14 +88,16 @@ def run(plan: Sequence[Planned], workers: int, root: pathlib.Path, workdir: path
     lock.hold(workdir)
     for planned in plan:
         settle(planned)
-    return _Pool(plan, workers, root).run()
+    return _Pool(plan, workers, root, aloud).run()
 
 
-def environment(environ: Mapping[str, str]) -> dict[str, str]:
+def environment(environ: Mapping[str, str], one_thread: bool = True) -> dict[str, str]:
     """What a job's process is given: one thread on a CPU, and large pages for large arrays where glibc knows how."""
     flags, tunables = environ.get("XLA_FLAGS", ""), environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" not in tunables:
         tunables = f"{tunables}:{LARGE_PAGES}".removeprefix(":")
+    if not one_thread:
+        return {**environ, "GLIBC_TUNABLES": tunables}
     added = {"XLA_FLAGS": f"{flags} {ONE_THREAD}".strip(), "GLIBC_TUNABLES": tunables}
     return {"OMP_NUM_THREADS": "1", **environ, **added}
 
@@ -109,13 +115,14 @@ def cores() -> int:
 class _Pool:
     """The jobs that wait, run, are done, have failed; from a plan whose folders are settled."""
 
-    def __init__(self, plan: Sequence[Planned], workers: int, root: pathlib.Path):
-        self.plan, self.workers, self.root = plan, workers, root
+    def __init__(self, plan: Sequence[Planned], workers: int, root: pathlib.Path, aloud: bool):
+        self.plan, self.workers, self.root, self.aloud = plan, workers, root, aloud
         self.began = time.monotonic()
         self.memory = machine_gigabytes()
         self.done = {planned.job.name for planned in plan if state(planned) == "done"}
         self.waiting = {planned.job.name: planned for planned in plan if planned.job.name not in self.done}
         self.running: dict[str, _Running] = {}
+        self.heard: dict[str, int] = {}  # bytes of a job's output.txt that are said
         self.failed: dict[str, str] = {}
         self.skipped: list[str] = []
         self.expected: dict[str, Expected] = expected(plan)
@@ -134,6 +141,7 @@ class _Pool:
                     while heard < len(signals):
                         self.stop(signals[heard], at_once=heard > 0)
                         heard += 1
+                    self.repeat()
                     if not self.reap(asked=bool(signals)):
                         time.sleep(POLL_SECONDS)
             finally:
@@ -158,11 +166,12 @@ class _Pool:
         before = dataclasses.replace(read_record(planned.folder) or new_record(planned), exit_code=None)
         write_record(planned.folder, before)
         own = [sys.executable, "-m", "gfn_jax.studies.process", str(os.getpid())]
-        with (planned.folder / "output.txt").open("ab") as output:
+        with (planned.folder / OUTPUT).open("ab") as output:
+            self.heard[planned.job.name] = output.tell()
             process = subprocess.Popen(
                 [*own, planned.job.module, *planned.arguments],
                 cwd=self.root,
-                env=environment(os.environ),
+                env=environment(os.environ, one_thread=not self.aloud or self.workers > 1),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -191,6 +200,7 @@ class _Pool:
         for one in list(self.running.values()):
             pid, status, usage = os.wait4(one.process.pid, os.WNOHANG)
             if pid:
+                self.repeat()
                 ended.append(one.planned.job.name)
                 del self.running[ended[-1]]
                 code = one.process.returncode = os.waitstatus_to_exitcode(status)
@@ -204,6 +214,17 @@ class _Pool:
                 write_record(one.planned.folder, record)
                 self.say(one.planned, record)
         return bool(ended)
+
+    def repeat(self) -> None:
+        """Says the whole lines that jobs have said since."""
+        for name, one in self.running.items() if self.aloud else ():
+            with (one.planned.folder / OUTPUT).open("rb") as file:
+                file.seek(self.heard[name])
+                text = file.read()
+            text = text[: text.rfind(b"\n") + 1]
+            self.heard[name] += len(text)
+            for line in text.decode(errors="replace").splitlines():
+                _log.info("%s  %s", name, line)
 
     def say(self, planned: Planned, record: Record) -> None:
         """A line on a job that has ended; what needs it waits no longer."""
@@ -221,7 +242,7 @@ class _Pool:
         else:
             code = record.exit_code
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            self.failed[name] = last_line(planned.folder / "output.txt") if code else "it left no results.json"
+            self.failed[name] = last_line(planned.folder / OUTPUT) if code else "it left no results.json"
             _log.info("failed %s (%s): %s", name, how, self.failed[name])
             before = len(self.skipped)
             for other in self.plan:

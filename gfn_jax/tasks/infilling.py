@@ -61,8 +61,8 @@ class InfillingConfig:
 
     Attributes:
         path: folder of the ROCStories CSV files; None for the project's own generated stories.
-        train_stories: stories that training draws from; so too `validation_stories` and `test_stories`. Of ROCStories
-            there are 900, 100 and 100.
+        train_stories: stories that training draws from; of ROCStories there are 900.
+        validation_stories, test_stories: stories to validate and to test with; of ROCStories there are 100 each.
         seed_stories: training stories whose true fourth sentence seeds the replay buffer.
         min_length, max_length: tokens of Z.
         unlisted: nats off for a Z that the generator cannot write after X; 0 leaves the base's posterior as it is, the

@@ -10,6 +10,9 @@ from typing import Annotated
 
 from gfn_jax.sections import Range
 from gfn_jax.text.files import read_lines
+from gfn_jax.worlds.stories import draw_stories
+
+OWN = "stories"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +20,9 @@ class TextConfig:
     """Which documents, and what becomes of them.
 
     Attributes:
-        source: `text` (a .txt with a document a line, or a .jsonl with one a line in `field`) or `rocstories`.
-        path: the file, or the dataset's folder.
+        source: `text` (a .txt with a document a line, or a .jsonl with one a line in `field`), `rocstories`, or
+            `stories`, the project's own.
+        path: the file, or the dataset's folder; None for the project's own.
         field: of a .jsonl's objects.
         validation: share of the documents that is held out, where the source has no validation split of its own.
         seq_length: tokens a document is cut at.
@@ -39,6 +43,10 @@ class TextConfig:
 
 def check_path(config: TextConfig) -> None:
     """Raises ValueError where it is not said what to read; a dry run reads nothing."""
+    if config.source == OWN:
+        if config.path:
+            raise ValueError(f"data.path is {config.path!r}; source {OWN!r}, the project's own, reads no files")
+        return
     if not config.path:
         raise ValueError(f"data.path is not set: the {config.source} to train on")
 
@@ -55,7 +63,7 @@ def read_texts(config: TextConfig) -> tuple[list[str], list[str]]:
     if not held_out:
         train, held_out = hold_out(train, config.validation)
     if not train:
-        raise ValueError(f"{config.path} holds no documents to train on beside those held out")
+        raise ValueError(f"{config.path or OWN} holds no documents to train on beside those held out")
     return train, held_out
 
 
@@ -90,6 +98,12 @@ def _field(path: pathlib.Path, number: int, line: str, field: str) -> str:
     return value
 
 
+def own_stories(config: TextConfig, count: int = 200) -> dict[str, list[str]]:
+    """Stories of the project's own world, which need no file."""
+    del config
+    return {"train": [" ".join(story.sentences) for story in draw_stories("training", count)]}
+
+
 def read_stories(config: TextConfig) -> dict[str, list[str]]:
     """Stories of ROCStories, five sentences each: those of no split of the infilling task, and its validation split."""
     from gfn_jax.datasets.rocstories import load_stories  # TFDS takes seconds to import
@@ -101,4 +115,8 @@ def read_stories(config: TextConfig) -> dict[str, list[str]]:
     }
 
 
-SOURCES: dict[str, Callable[[TextConfig], dict[str, list[str]]]] = {"text": read_file, "rocstories": read_stories}
+SOURCES: dict[str, Callable[[TextConfig], dict[str, list[str]]]] = {
+    "text": read_file,
+    "rocstories": read_stories,
+    OWN: own_stories,
+}

@@ -42,7 +42,7 @@ class CorpusConfig:
     """What the corpus is made of; weights are relative.
 
     Attributes:
-        chain: weight of this style; so too the six that follow.
+        chain, backward, corrupted, shuffled, adjacent, repeat, direct: weight of this style.
         wrong_answer: probability that the answer after `repeat` or `direct` is another number.
         coherent: probability that a document keeps the style of its first example.
         operands: (number of operands, weight), drawn for every example.

@@ -43,6 +43,15 @@ def steps_of(folder: pathlib.Path) -> list[int]:
     return [int(line) for line in (folder / "steps").read_text().splitlines()]
 
 
+def test_what_a_job_says_is_said_aloud_as_it_says_it(tmp_path, said):
+    planned = plan.make_plan([fake_job("base")], tmp_path, lambda job: job.arguments)
+    assert pool.run(planned, 1, ROOT, tmp_path, aloud=True) == pool.Outcome({}, (), None)
+    own = (tmp_path / "base" / "output.txt").read_text().splitlines()
+    assert own
+    assert [text.removeprefix("base  ") for text in said() if text.startswith("base  ")] == own
+    assert said().index(f"base  {own[-1]}") < said().index("finished base")
+
+
 def test_jobs_run_in_order_and_once(tmp_path, said):
     base, middle = fake_job("base"), fake_job("x/middle", "--value=2", needs=("base",))
     last = fake_job("last", needs=("base", "x/middle"))
@@ -111,6 +120,10 @@ def test_a_jobs_process_has_one_thread(tmp_path, monkeypatch):
         **given,
         "XLA_FLAGS": f"--own=1 {pool.ONE_THREAD}",
         "GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.malloc.hugetlb=1",
+    }
+    assert pool.environment({"XLA_FLAGS": "--a"}, one_thread=False) == {
+        "XLA_FLAGS": "--a",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     assert pool.environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=2"})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=2"
     monkeypatch.setenv("XLA_FLAGS", "--own=1")
