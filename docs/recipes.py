@@ -101,9 +101,10 @@ rank 64, up to 24 tokens of Z) on six models and five machines. **None of these 
 (gfn_jax/models/chips.py), not measurements: real steps take longer. Lengths were counted with the small tokenizer that
 the project ships; a model's own may write more tokens.
 
-Each command was planned with `--dry_run` behind it, which asks for no accelerator and downloads nothing here. A gated model (Llama, Gemma) needs its licence accepted on the hub, and `hf auth login`. Weights are read as safetensors
-only; a repository that has pickles alone must be converted first. Another task is another file: `configs/subj.py`,
-`configs/infill.py`, `configs/continuation.py`, `configs/rng.py` have a `:paper` each, and take the same overrides.
+Each command was planned with `--dry_run` behind it, which asks for no accelerator and downloads nothing here. A gated
+model (Llama, Gemma) needs its licence accepted on the hub, and `hf auth login`. Weights are read as safetensors only: a
+repository that has pickles alone must be converted first. Another task is another file: `configs/subj.py`,
+`configs/infill.py`, `configs/continuation.py` and `configs/rng.py` have a `:paper` each, and take the same overrides.
 
 This page is written by `python docs/recipes.py`.
 """

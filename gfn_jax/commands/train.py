@@ -13,9 +13,11 @@ from absl import flags
 
 from gfn_jax.commands import cli
 from gfn_jax.commands.config_flag import EXAMPLE, define_config, given_keys, split_config
-from gfn_jax.commands.progress import notes, progress
+from gfn_jax.commands.progress import keep, notes, progress
+from gfn_jax.errors import EvaluationFailed, first_line
 
 DEFAULT_PRESET = "tiny"
+LOG = "log.txt"  # in the workdir: what was printed
 
 
 def main(argv: list[str], doc: str | None) -> int:
@@ -77,7 +79,27 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
 
     command = shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]])
     program = build(values.config, workdir, command, given_keys(values))
-    return (words() for words in [program.complete])  # when they are asked for
+    import jax
+
+    if jax.process_index() != 0:
+        return (words() for words in [program.complete])  # when they are asked for
+    keep(workdir / LOG)
+    return (words() for words in [program.complete, lambda: shown(workdir, command)])
+
+
+def shown(workdir: pathlib.Path, command: str) -> str:
+    """Writes a run's page, and says where it is.
+
+    Raises:
+        EvaluationFailed: it could not be made; the run itself is done, and all it found is written.
+    """
+    from gfn_jax.studies.run_page import write_run_page
+
+    try:
+        return f"All of it on a page, with its curves: {write_run_page(workdir, command)}"
+    except Exception as error:  # whatever drawing raises: nothing of the run depends on it
+        where = f"its results are in {workdir}; run the same command for the page"
+        raise EvaluationFailed(f"the run is done and its page failed ({first_line(error)}); {where}") from error
 
 
 def in_cluster(environ: Mapping[str, str]) -> bool:
