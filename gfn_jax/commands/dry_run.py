@@ -27,7 +27,7 @@ import ml_collections
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
-from gfn_jax.commands.plan import count, describe_model, gathered, left_behind, readable, tables, tensor_share, times
+from gfn_jax.commands.plan import describe_model, gathered, left_behind, readable, tables, tensor_share, times
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
@@ -36,6 +36,7 @@ from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.budget import contexts, step_flops, step_shape
 from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.opening import count
 from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
-from gfn_jax.commands.plan import count, describe_model, gathered, left_behind, tables, tensor_share, times
+from gfn_jax.commands.plan import describe_model, gathered, left_behind, tables, tensor_share, times
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, text_flops
@@ -21,6 +21,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.runs.config import read_finetuning, read_pretraining
 from gfn_jax.runs.finetuning import check_seq_length, finetuning_algorithm
+from gfn_jax.runs.opening import count
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer

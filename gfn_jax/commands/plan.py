@@ -63,11 +63,6 @@ def download_config(path: str) -> pathlib.Path:
     return pathlib.Path(hf_hub_download(path, "config.json")).parent
 
 
-def count(tree: PyTree) -> int:
-    """Numbers in all leaves."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
 def left_behind(kept: Callable[..., Any], *given: PyTree) -> int:
     """Bytes of what `kept` returns, apart from what it was given; nothing is computed."""
     traced = jax.make_jaxpr(kept)(*given).jaxpr

@@ -19,7 +19,12 @@ from absl import logging as absl_logging
 
 @contextlib.contextmanager
 def heard(handler: logging.Handler, level: int = logging.INFO) -> Iterator[None]:
-    """What the library says, from a level on, goes to `handler` alone, not again to one that another library gave the root."""
+    """What the library says goes to `handler` alone, not again to one that another library gave the root.
+
+    Args:
+        handler: where to; it is closed at the end.
+        level: of what is heard at least.
+    """
     logger = logging.getLogger("gfn_jax")
     before = logger.handlers, logger.level, logger.propagate
     logger.handlers, logger.propagate = [handler], False

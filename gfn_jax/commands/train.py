@@ -72,7 +72,9 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
 
         return [dry_run(values.config, given_keys(values))]
     workdir = pathlib.Path(values.workdir)
-    logging.getLogger("gfn_jax").info("starting in %s", workdir)
+    log = logging.getLogger("gfn_jax")
+    log.info("starting in %s", workdir)
+    log.info(banner(values.config))
     if values.distributed or in_cluster(os.environ):
         join_cluster(os.environ)
     from gfn_jax.runs.build import build
@@ -87,6 +89,18 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     return (words() for words in [program.complete, lambda: shown(workdir, command)])
 
 
+def banner(config: Mapping[str, Any]) -> str:
+    """What a config is about, in a line; what it does not say is left out."""
+    model = config.get("model") or {}
+    facts = {
+        "task": config.get("task"),
+        "method": config.get("algorithm") or config.get("mode"),
+        "model": model.get("path") or config.get("corpus"),
+        "seed": config.get("seed"),
+    }
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+
+
 def shown(workdir: pathlib.Path, command: str) -> str:
     """Writes a run's page, and says where it is.
 
@@ -95,6 +109,7 @@ def shown(workdir: pathlib.Path, command: str) -> str:
     """
     from gfn_jax.studies.run_page import write_run_page
 
+    logging.getLogger("gfn_jax").info("drawing the page")
     try:
         return f"All of it on a page, with its curves: {write_run_page(workdir, command)}"
     except Exception as error:  # whatever drawing raises: nothing of the run depends on it

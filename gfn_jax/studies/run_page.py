@@ -3,7 +3,6 @@
 Any workdir will do, whatever was trained there and whenever; what it lacks is left out.
 """
 
-import importlib.metadata
 import itertools
 import json
 import pathlib
@@ -17,6 +16,7 @@ from gfn_jax.studies import figures
 from gfn_jax.studies.curves import curves_of, draw_curves, read_metrics
 from gfn_jax.studies.html import command, definitions, details, document, figure, scrolling, text
 from gfn_jax.studies.page import certificate_table
+from gfn_jax.studies.plan import version
 
 PAGE, PLOTS = "report.html", "plots"
 PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
@@ -130,7 +130,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
 
 
 def _made(results: Mapping[str, Any], config: Mapping[str, Any], words: str) -> str:
-    versions = [("Python", platform.python_version()), *((name, _version(name)) for name in PACKAGES)]
+    versions = [("Python", platform.python_version()), *((name, version(name)) for name in PACKAGES)]
     budget = results.get("budget") or {}
     entries = [
         ("Command", command(results.get("command") or words)),
@@ -165,13 +165,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     """A JSON file; nothing where there is none."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _number(value: Any) -> bool:
