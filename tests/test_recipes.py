@@ -26,7 +26,9 @@ def test_every_recipe_is_on_the_page_with_its_command(book):
         assert page.count(f"\n| {recipe.model} | ") == len(book.MACHINES)
     for machine in book.MACHINES:
         assert f"## {machine.title}\n" in page
+    assert page.startswith(book.INTRODUCTION)
     assert "None of these was run here" in page
+    assert page.endswith(book.sources())
 
 
 @pytest.mark.parametrize(("model", "title"), [("SmolLM2-135M", "v5e-8"), ("GPT-J 6B", "A GPU of 24 GB")])

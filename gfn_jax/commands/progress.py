@@ -78,7 +78,8 @@ class Screen(io.TextIOBase):
     """Standard output with a memory and, where it is a terminal, a bar beneath the lines while a place is known."""
 
     def __init__(self, stream: TextIO):
-        self._stream, self._kept = stream, io.StringIO()
+        self._stream = stream
+        self._kept: io.TextIOBase = io.StringIO()
         self._bar: Any = None
         self._work: tuple[str, int] | None = None
 
@@ -90,7 +91,7 @@ class Screen(io.TextIOBase):
     def keep(self, path: pathlib.Path) -> None:
         """See `progress.keep`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        before, self._kept = self._kept, path.open("a", buffering=1, encoding="utf-8")
+        before, self._kept = self._kept, io.TextIOWrapper(path.open("ab"), encoding="utf-8", line_buffering=True)
         self.note(before.getvalue() if isinstance(before, io.StringIO) else "")
 
     def note(self, text: str) -> None:
@@ -129,7 +130,8 @@ class Screen(io.TextIOBase):
     def close(self) -> None:
         """Takes the bar away and closes the file; the stream stays open."""
         self.clear()
-        self._kept.close()
+        with contextlib.suppress(OSError):
+            self._kept.close()
 
     def flush(self) -> None:
         self._stream.flush()
