@@ -98,9 +98,9 @@ INTRODUCTION = """# Recipes by name
 Arithmetic with the paper's budget (configs/arith.py: 32 questions x 16 samples a step, 1,000 steps, a LoRA adapter of
 rank 64, up to 24 tokens of Z) on six models and five machines. **None of these was run here**: the memory is what
 `--dry_run` adds up from shapes, activations being an estimate, and the times are bounds from the makers' peak figures
-(gfn_jax/models/chips.py), not measurements: real steps take longer, on many chips much longer, since what travels between
-them is not counted. Lengths were counted with the small tokenizer that the project ships; a model's own may write more
-tokens.
+(gfn_jax/models/chips.py), not measurements: real steps take longer, on many chips much longer, since what travels
+between them is not counted. Lengths were counted with the small tokenizer that the project ships; a model's own may
+write more tokens.
 
 Each command was planned with `--dry_run` behind it, which asks for no accelerator and downloads nothing here. A gated
 model (Llama, Gemma) needs its licence accepted on the hub, and `hf auth login`. Weights are read as safetensors only: a
