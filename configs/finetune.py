@@ -30,7 +30,8 @@ def tiny() -> ml_collections.ConfigDict:
     config.seed = 0
     config.log_every = 10
     config.save_every = 100
-    config.tensorboard = False
+    config.tensorboard = True
+    config.wandb = ml_collections.config_dict.placeholder(str)
     config.mode = "full"  # or "lora"
     config.epochs = 3.0
     config.steps = placeholder(int)  # counts instead of the epochs where it is set

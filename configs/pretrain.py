@@ -47,7 +47,8 @@ def base(corpus: str) -> ml_collections.ConfigDict:
     config.seed = 0
     config.log_every = 50
     config.save_every = 500
-    config.tensorboard = False
+    config.tensorboard = True
+    config.wandb = ml_collections.config_dict.placeholder(str)
     config.batch = 16
     config.model = {
         "width": 128,

@@ -8,6 +8,7 @@ computed; a message names `section.field`, what it is and what it may be. What i
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import math
 import numbers
@@ -69,6 +70,7 @@ class RunConfig:
         log_every: steps between two lines of progress.
         save_every: steps between two checkpoints.
         tensorboard: write metrics for TensorBoard too.
+        wandb: a project of Weights & Biases that gets them as well, or None.
     """
 
     task: str
@@ -76,6 +78,11 @@ class RunConfig:
     log_every: Count
     save_every: Count
     tensorboard: bool
+    wandb: str | None
+
+    def __post_init__(self):
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ValueError(f"wandb is {self.wandb!r}, and that package is not installed: pip install wandb")
 
 
 def meanings(*classes: type) -> dict[str, str]:
@@ -225,7 +232,7 @@ def allowed(kind: Any, name: str) -> str:
 
 def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the result depends on, as plain values: what a workdir's config.json holds. How often to look is no part."""
-    looking = ("log_every", "save_every", "tensorboard")
+    looking = ("log_every", "save_every", "tensorboard", "wandb")
     return {name: value for name, value in config.to_dict().items() if name not in looking}
 
 

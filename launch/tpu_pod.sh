@@ -28,7 +28,10 @@ gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:gfn_jax.tar.gz" --zone="$ZONE" 
 
 on_all_hosts 'set -eu
 mkdir -p gfn_jax && tar -xzf gfn_jax.tar.gz -C gfn_jax && cd gfn_jax
-[ -x .venv/bin/python ] || python3 -m venv .venv
+# The newest Python that is there: 3.11 at least, which the images of some slices have beside an older python3.
+PYTHON=$(for name in python3.13 python3.12 python3.11 python3; do command -v $name; done | head -n 1)
+"$PYTHON" -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "error: $PYTHON is older than 3.11" >&2; exit 2; }
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 .venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
 .venv/bin/pip install --quiet --no-deps --editable .'
 

@@ -28,7 +28,7 @@ from gfn_jax.training import mesh as meshes
 
 TWISTS: dict[str, type[NoTwist] | type[Answer] | type[Flow]] = {"unit": NoTwist, "answer": Answer, "flow": Flow}
 # What a run's config.json need not have.
-UNSAVED = {"log_every", "save_every", "tensorboard", "report", "certificate", "start"}
+UNSAVED = {"log_every", "save_every", "tensorboard", "wandb", "report", "certificate", "start"}
 _log = logging.getLogger("gfn_jax")
 
 

@@ -28,7 +28,7 @@ import ml_collections
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
-from gfn_jax.commands.plan import count, describe_model, left_behind, readable, tables, tensor_share
+from gfn_jax.commands.plan import describe_model, gathered, left_behind, readable, tables, tensor_share, times
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
@@ -37,6 +37,7 @@ from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.budget import contexts, step_flops, step_shape
 from gfn_jax.runs.config import read_policy_run
+from gfn_jax.runs.opening import count
 from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
@@ -59,7 +60,10 @@ class Estimate:
         adapter_bytes: of the whole adapter, as a file would hold it.
         memory: kind -> bytes a device.
         flops: part -> operations a step, on all devices together.
+        traffic: part -> bytes a step that a device reads and writes at least.
+        dtype: of the matrix products.
         shape: the step's sizes.
+        steps: of the run.
     """
 
     path: str
@@ -70,7 +74,10 @@ class Estimate:
     adapter_bytes: int
     memory: Mapping[str, int]
     flops: Mapping[str, int]
+    traffic: Mapping[str, int]
+    dtype: str
     shape: StepShape
+    steps: int
 
 
 def dry_run(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> str:
@@ -95,6 +102,7 @@ def report(plan: Estimate) -> str:
         f"step: {shape.queries} queries x {shape.samples} samples; tokens: prompt {shape.prompt}, "
         f"demonstrations {shape.few_shot}, completion {shape.horizon}, answer {shape.answer}{tokenizer}",
         *tables(plan.mesh, plan.memory, plan.flops),
+        *times(plan.mesh, plan.memory, plan.flops, plan.traffic, plan.dtype, plan.steps),
     ]
     return "\n".join(lines)
 
@@ -121,7 +129,7 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
     if run.method.program is not None and state.memory is None:
         stand_in = "the task's demonstrations stand for what its rounds will find"
         raise ValueError(f"--dry_run of {run.values.algorithm}: {stand_in}, and the task {run.values.task} has none")
-    shape = step_shape(algorithm, constants)
+    shape, passes = step_shape(algorithm, constants), len(contexts(constants.prepared))
     return Estimate(
         path=run.model.path,
         stand_in=run.entry.stand_in if tokenizer is None else None,
@@ -130,8 +138,11 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=step_flops(algorithm, model, shape, len(contexts(constants.prepared))),
+        flops=step_flops(algorithm, model, shape, passes),
+        traffic=traffic(algorithm, constants, state, shape, passes, mesh),
+        dtype=run.model.dtype,
         shape=shape,
+        steps=run.values.steps,
     )
 
 
@@ -166,6 +177,50 @@ def memory(
         "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
         "activations": int(activations(algorithm, constants, state, shape, mesh.size) // split * share),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
+    }
+
+
+def traffic(
+    algorithm: Any,
+    constants: Constants,
+    state: TrainState,
+    shape: StepShape,
+    passes: int,
+    mesh: jax.sharding.AbstractMesh,
+) -> dict[str, int]:
+    """Bytes a step that a device reads and writes at least, by the parts of `step_flops`.
+
+    A device reads whole layers under fsdp, having been sent the others' shares; its share of them under tensor.
+    """
+    model, sampling, dtype = (
+        constants.base.shape,
+        algorithm.given.sampling,
+        constants.base.params["embed"]["tokens"].dtype,
+    )
+    parts, split = sampling.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    layers = bytes_per_device({"layers": constants.base.params["layers"]}, gathered(mesh))
+    adapter = bytes_per_device({"trainable": state.trainable}, mesh)
+    moments = bytes_per_device({"opt_state": state.opt_state}, mesh)
+
+    def head(columns: int) -> int:
+        return columns * model.width * dtype.itemsize // mesh.shape["tensor"]
+
+    policy, base = layers + adapter + head(shape.allowed), layers + head(model.vocab_size)
+    sampled: dict[str, int] = {}
+    if isinstance(algorithm, OnPolicy):
+        length, token = shape.horizon - 1, 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+        own = shape.queries * sampling.fresh_samples * length * (length - 1) // 2
+        looked_at = token * (length * shape.queries * shape.prompt + own) // split
+        sampled = {
+            "rollout": parts * shape.horizon * policy + looked_at,
+            "reward": parts * passes * base,
+            "scores without gradient": parts * algorithm.frozen_scores * policy,
+        }
+        sampled = {part: size // algorithm.updates for part, size in sampled.items()}
+    return {
+        **sampled,
+        "score, update": 2 * parts * policy + 2 * (adapter + moments),  # there and back; then read and written
+        "recomputed": parts * (layers + adapter),
     }
 
 
@@ -224,8 +279,7 @@ def kept_for_backward(algorithm: Any, constants: Constants, state: TrainState) -
 
 def in_use(params: PyTree, model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.AbstractMesh) -> int:
     """Weights in use: under fsdp one layer and the head whole, for the rest one quantised kernel as floats."""
-    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
-    whole = jax.sharding.AbstractMesh(tuple(alone.values()), meshes.AXES)
+    whole = gathered(mesh)
     layer = bytes_per_device({"layers": params["layers"]}, whole) // model.num_layers
     head = bytes_per_device({"head": params["head"]}, whole) if "head" in params else 0
     kernels = [weights["kernel"] for weights in params["layers"].values() if "kernel" in weights]

@@ -6,13 +6,14 @@ are counted where the config says how many there are.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
-from gfn_jax.commands.plan import count, describe_model, left_behind, tables, tensor_share
+from gfn_jax.commands.plan import describe_model, gathered, left_behind, tables, tensor_share, times
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, text_flops
@@ -20,6 +21,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.runs.config import read_finetuning, read_pretraining
 from gfn_jax.runs.finetuning import check_seq_length, finetuning_algorithm
+from gfn_jax.runs.opening import count
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -42,6 +44,7 @@ class Texts:
         length: tokens a document at most.
         documents: how many the run reads, where that is known; else 0.
         optimizer: its settings.
+        steps: of the run, where that is known.
         mesh: where all of it lies.
     """
 
@@ -54,6 +57,7 @@ class Texts:
     length: int
     documents: int
     optimizer: OptimizerConfig
+    steps: int | None
     mesh: jax.sharding.AbstractMesh
 
 
@@ -67,11 +71,13 @@ def dry_run_texts(config: ml_collections.ConfigDict) -> str:
     trained = "all of them" if plan.lora is None else f"an adapter of {count(plan.trainable):,}"
     whole = plan.trainable if plan.base is None else plan.base
     documents = f"{plan.documents:,} documents" if plan.documents else "the texts on the device not counted"
-    parts = plan.algorithm.micro_batches
+    parts, mesh = plan.algorithm.micro_batches, dict(plan.mesh.shape)
+    taken, counted = memory(plan), flops(plan)
     lines = [
         f"{plan.name}: {count(whole):,} parameters; trained: {trained}",
         f"step: {plan.rows} rows of up to {plan.length} tokens, {parts} micro-batches; {documents}",
-        *tables(dict(plan.mesh.shape), memory(plan), flops(plan)),
+        *tables(mesh, taken, counted),
+        *times(mesh, taken, counted, traffic(plan, taken), jnp.dtype(plan.algorithm.dtype).name, plan.steps),
     ]
     return "\n".join(lines)
 
@@ -89,6 +95,7 @@ def pretraining(config: ml_collections.ConfigDict) -> Texts:
         length=run.values.seq_length,
         documents=run.phases[-1].end,
         optimizer=run.optimizer,
+        steps=run.optimizer.total_steps,
         mesh=meshes.abstract_mesh(meshes.MeshConfig(1, 1, 1)),
     )
 
@@ -112,6 +119,7 @@ def finetuning(config: ml_collections.ConfigDict) -> Texts:
         length=run.data.seq_length,
         documents=0,
         optimizer=run.optimizer,
+        steps=run.values.steps,
         mesh=mesh,
     )
 
@@ -178,10 +186,29 @@ def in_use(plan: Texts) -> int:
     cast = bytes_per_device(params, mesh) if nbytes(params) != nbytes(plan.base or plan.trainable) else 0
     if mesh.shape["fsdp"] == 1:
         return cast
-    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
-    whole = jax.sharding.AbstractMesh(tuple(alone.values()), meshes.AXES)
+    whole = gathered(mesh)
     layer = bytes_per_device({"layers": params["layers"]}, whole) // model.num_layers
     return cast + layer + (bytes_per_device({"head": params["head"]}, whole) if "head" in params else 0)
+
+
+def traffic(plan: Texts, taken: Mapping[str, int]) -> dict[str, int]:
+    """Bytes a step that a device reads and writes at least: the weights a pass, then what is trained and its moments.
+
+    Args:
+        plan: the step.
+        taken: its memory, as `memory` has it.
+    """
+    params = computed(plan) if plan.base is None else plan.base
+    parts = {name: value for name, value in params.items() if name in ("layers", "head")}
+    tied = params["embed"]["tokens"] if plan.algorithm.shape.tied_head else None
+    once = bytes_per_device(parts, gathered(plan.mesh)) + (0 if tied is None else nbytes(tied))
+    passes, trained = plan.algorithm.micro_batches, taken["weights" if plan.base is None else "adapter"]
+    forward = passes * once
+    return {
+        "forward": forward,
+        "backward": forward + passes * taken["gradient"] // 2 + 2 * (trained + taken["optimizer"]),
+        "recomputed": forward,
+    }
 
 
 def flops(plan: Texts) -> dict[str, int]:

@@ -14,6 +14,7 @@ TEXT = {
     "step": ("newest", "newest, best, or the number of a step"),
     "model": (None, "where the base lies, if not where the run had it"),
     "dtype": (None, "of the merged model: float32, bfloat16 or float16; the run's by default"),
+    "push_to_hub": (None, "OWNER/NAME of a model on the Hugging Face hub that gets the folder, too"),
     "command": (None, "for the card: what reproduces the run"),
 }
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.export import Origin, export_run_adapter, export_run_model
+from gfn_jax.models.hub import check_name, push
 from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.runs.ending import own_metrics
 from gfn_jax.runs.saved import SavedRun, read_run, restore_adapter
@@ -29,14 +30,25 @@ class Settings:
     model: str | None = None
     dtype: str | None = None
     command: str | None = None
+    push_to_hub: str | None = None
 
 
 def export(settings: Settings) -> str:
-    """Writes the folder, and returns what a person reads.
+    """Writes the folder, uploads it where that is asked for, and returns what a person reads.
 
     Raises:
-        ValueError, OSError: what is wrong with the settings or the files, in one line.
+        ValueError, OSError: what is wrong with the settings, the files or the hub, in one line.
     """
+    if settings.push_to_hub is not None:
+        check_name(settings.push_to_hub)
+    written = write(settings)
+    if settings.push_to_hub is None:
+        return written
+    return f"{written}\nOn the hub: {push(pathlib.Path(settings.out), settings.push_to_hub)}"
+
+
+def write(settings: Settings) -> str:
+    """Writes the folder, and returns where it is and how to sample it."""
     out = pathlib.Path(settings.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already, and is no empty folder; name another --out")

@@ -150,7 +150,7 @@ def compare(
     few, few_found = beside.as_study(groups, shown, "compare", "bars")
     written = [str(out / "compare.json")]
     if figures.available():
-        drawn = figures.draw(few, few_found)
+        drawn = figures.draw(few, few_found, {})
         if drawn is not None:
             for name, content in (("compare.png", drawn.png), ("compare.svg", drawn.svg)):
                 (out / name).write_bytes(content)

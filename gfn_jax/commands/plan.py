@@ -8,12 +8,14 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from gfn_jax.evaluation.report import table
 from gfn_jax.models.checkpoint import read_config
+from gfn_jax.models.chips import CHIPS, Chip
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families import read_settings
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
-from gfn_jax.training.mesh import nbytes
+from gfn_jax.training.mesh import AXES, nbytes
 from gfn_jax.types import PyTree
 
 
@@ -61,11 +63,6 @@ def download_config(path: str) -> pathlib.Path:
     return pathlib.Path(hf_hub_download(path, "config.json")).parent
 
 
-def count(tree: PyTree) -> int:
-    """Numbers in all leaves."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
 def left_behind(kept: Callable[..., Any], *given: PyTree) -> int:
     """Bytes of what `kept` returns, apart from what it was given; nothing is computed."""
     traced = jax.make_jaxpr(kept)(*given).jaxpr
@@ -88,6 +85,12 @@ def tensor_share(model: ModelConfig, mesh: jax.sharding.AbstractMesh, visible: i
     return (split / mesh.shape["tensor"] + whole) / (split + whole)
 
 
+def gathered(mesh: jax.sharding.AbstractMesh) -> jax.sharding.AbstractMesh:
+    """The mesh as a layer's weights are divided over it while it is used."""
+    alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
+    return jax.sharding.AbstractMesh(tuple(alone.values()), AXES)
+
+
 def readable(size: float) -> str:
     """Bytes in decimal units."""
     power = min(int(math.log10(size) // 3), 4) if size >= 1 else 0
@@ -105,3 +108,50 @@ def tables(mesh: Mapping[str, int], memory: Mapping[str, int], flops: Mapping[st
         *(f"  {part:<15}{size / 1e12:>9.3f} TFLOP" for part, size in flops.items()),
         f"  {'total':<15}{total / 1e12:>9.3f} TFLOP, {total / devices / 1e12:.3f} a device",
     ]
+
+
+def least_seconds(chip: Chip, devices: int, flops: Mapping[str, int], traffic: Mapping[str, int], dtype: str) -> dict:
+    """Part of a step -> the least time that it takes on so many of a chip.
+
+    Args:
+        chip: what each device is.
+        devices: that share the operations.
+        flops: part -> operations, on all devices together.
+        traffic: part -> bytes that each device reads and writes.
+        dtype: of the products.
+    """
+    return {part: chip.seconds(count / devices, traffic.get(part, 0), dtype) for part, count in flops.items()}
+
+
+def times(
+    mesh: Mapping[str, int],
+    memory: Mapping[str, int],
+    flops: Mapping[str, int],
+    traffic: Mapping[str, int],
+    dtype: str,
+    steps: int | None,
+) -> list[str]:
+    """Lines: the least time of a step on each chip that is known by name, and of the run where its steps are known."""
+    devices, need = math.prod(mesh.values()), sum(memory.values())
+    rows = []
+    for chip in CHIPS:
+        parts = least_seconds(chip, devices, flops, traffic, dtype)
+        total = sum(parts.values())
+        whole = () if steps is None else (duration(total * steps),)
+        fits = "yes" if need <= chip.memory else f"no, {readable(chip.memory)}"
+        rows.append((chip.name, *map(duration, (*parts.values(), total)), *whole, fits))
+    whole = () if steps is None else (f"{steps} steps",)
+    count = f"{devices} chips" if devices > 1 else "one chip"
+    return [
+        f"least time of a step on {count}, from peak figures (gfn_jax/models/chips.py): a bound, not a measurement",
+        *("  " + line for line in table(("", *flops, "step", *whole, "fits"), rows).splitlines()),
+        "not counted: what travels between chips, activations, compilation, evaluation",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Of three digits, in a unit that suits."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

@@ -13,9 +13,11 @@ from absl import flags
 
 from gfn_jax.commands import cli
 from gfn_jax.commands.config_flag import EXAMPLE, define_config, given_keys, split_config
-from gfn_jax.commands.progress import notes, progress
+from gfn_jax.commands.progress import keep, notes, progress
+from gfn_jax.errors import EvaluationFailed, first_line
 
 DEFAULT_PRESET = "tiny"
+LOG = "log.txt"  # in the workdir: what was printed
 
 
 def main(argv: list[str], doc: str | None) -> int:
@@ -70,14 +72,49 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
 
         return [dry_run(values.config, given_keys(values))]
     workdir = pathlib.Path(values.workdir)
-    logging.getLogger("gfn_jax").info("starting in %s", workdir)
+    log = logging.getLogger("gfn_jax")
+    log.info("starting in %s", workdir)
+    log.info(banner(values.config))
     if values.distributed or in_cluster(os.environ):
         join_cluster(os.environ)
     from gfn_jax.runs.build import build
 
     command = shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]])
     program = build(values.config, workdir, command, given_keys(values))
-    return (words() for words in [program.complete])  # when they are asked for
+    import jax
+
+    if jax.process_index() != 0:
+        return (words() for words in [program.complete])  # when they are asked for
+    keep(workdir / LOG)
+    return (words() for words in [program.complete, lambda: shown(workdir, command)])
+
+
+def banner(config: Mapping[str, Any]) -> str:
+    """What a config is about, in a line; what it does not say is left out."""
+    model = config.get("model") or {}
+    facts = {
+        "task": config.get("task"),
+        "method": config.get("algorithm") or config.get("mode"),
+        "model": model.get("path") or config.get("corpus"),
+        "seed": config.get("seed"),
+    }
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+
+
+def shown(workdir: pathlib.Path, command: str) -> str:
+    """Writes a run's page, and says where it is.
+
+    Raises:
+        EvaluationFailed: it could not be made; the run itself is done, and all it found is written.
+    """
+    from gfn_jax.studies.run_page import write_run_page
+
+    logging.getLogger("gfn_jax").info("drawing the page")
+    try:
+        return f"All of it on a page, with its curves: {write_run_page(workdir, command)}"
+    except Exception as error:  # whatever drawing raises: nothing of the run depends on it
+        where = f"its results are in {workdir}; run the same command for the page"
+        raise EvaluationFailed(f"the run is done and its page failed ({first_line(error)}); {where}") from error
 
 
 def in_cluster(environ: Mapping[str, str]) -> bool:

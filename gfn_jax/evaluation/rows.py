@@ -4,6 +4,7 @@ Those devices are read off the weights. What fills up a part comes behind its re
 what is drawn for a row depends on its place alone, so any number of devices finds the same.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gfn_jax.models.partition import ROWS
 from gfn_jax.types import PyTree
+
+_log = logging.getLogger("gfn_jax")
 
 
 def parts(rows: PyTree, size: int, weights: PyTree, copies: int = 1) -> Iterator[tuple[PyTree, int]]:
@@ -33,6 +36,7 @@ def parts(rows: PyTree, size: int, weights: PyTree, copies: int = 1) -> Iterator
         index = np.pad(index, (0, -len(index) % _devices(weights)), mode="edge")
         part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], rows)
         yield spread(part, weights), min(size, count - begin)
+        _log.debug("evaluating", extra={"place": (min(begin + size, count), count)})
 
 
 def copies_of(size: int, samples: int, weights: PyTree) -> int:

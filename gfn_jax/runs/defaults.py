@@ -24,7 +24,8 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.start = ml_collections.config_dict.placeholder(str)
     config.log_every = 10
     config.save_every = 100
-    config.tensorboard = False
+    config.tensorboard = True
+    config.wandb = ml_collections.config_dict.placeholder(str)
     config.model = {"path": "", "dtype": "float32", "remat": False, "quantize": "none"}
     config.data = {"path": ml_collections.config_dict.placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

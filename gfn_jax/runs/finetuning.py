@@ -21,6 +21,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
 from gfn_jax.models.tensor_files import read_json, resolve, whole_folder
 from gfn_jax.runs.config import Finetuning
+from gfn_jax.runs.opening import announce
 from gfn_jax.runs.weights import load_base, place
 from gfn_jax.sections import RunConfig, checked
 from gfn_jax.tasks.texts import TextConfig, check_path, read_texts
@@ -50,6 +51,7 @@ def build_finetuning(config: Finetuning, workdir: pathlib.Path) -> Run:
     mesh = meshes.use_mesh(config.mesh)
     _, model = read_config(folder)
     check_seq_length(data.seq_length, model)
+    announce(model, config.lora if values.mode == "lora" else None, mesh)
     tokenizer = load_tokenizer(folder)
     train, held_out = (read_rows(name, texts, data, tokenizer) for name, texts in zip(SPLITS, read_texts(data)))
     largest = max(int(rows.ids.max()) for rows in (train, held_out))
@@ -126,7 +128,7 @@ def likelihood_run(
         num_steps=steps,
         samples_per_step=batch,
         checkpointer=Checkpointer(workdir, digest),
-        writers=make_writers(workdir, config.tensorboard),
+        writers=make_writers(workdir, config),
         log_every=config.log_every,
         save_every=config.save_every,
     )

@@ -35,6 +35,7 @@ from gfn_jax.runs.budget import run_budget
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
 from gfn_jax.runs.ending import OWN, leave, measured
+from gfn_jax.runs.opening import announce
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.runs.starting import load_start, start_digest, start_folder
 from gfn_jax.runs.tasks import make_evaluator, make_task
@@ -83,6 +84,7 @@ def build_policy(
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
+    announce(model, config.lora, mesh)
     _log.info("preparing the task %s", config.values.task)
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
     evaluator = make_evaluator(config, parts.task, model)
@@ -123,7 +125,7 @@ def build_policy(
         num_steps=config.values.steps,
         samples_per_step=config.sampling.queries * config.sampling.samples,
         checkpointer=Checkpointer(workdir, digest),
-        writers=make_writers(workdir, config.values.tensorboard),
+        writers=make_writers(workdir, config.values),
         finish=finish,
         evaluations=(
             Evaluation(

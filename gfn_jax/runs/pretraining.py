@@ -15,6 +15,7 @@ from gfn_jax.models.checkpoint import load_model, save_model
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.tensor_files import whole_folder
 from gfn_jax.runs.config import Pretraining
+from gfn_jax.runs.opening import announce
 from gfn_jax.text.loading import model_folder
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Run, Trained
@@ -32,6 +33,7 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
     """Training a tiny base model from nothing; it lies in WORKDIR/model at the end."""
     values, model = config.values, config.model
     digest = claim_workdir(workdir, config.described)
+    announce(model, None)
     tokenizer = config.corpus.build_tokenizer()
     algorithm, optimizer = LanguageModeling(model), make_optimizer(config.optimizer)
     key = jax.random.key(values.seed)
@@ -56,7 +58,7 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
         num_steps=config.optimizer.total_steps,
         samples_per_step=values.batch,
         checkpointer=Checkpointer(workdir, digest),
-        writers=make_writers(workdir, values.tensorboard),
+        writers=make_writers(workdir, values),
         finish=finish,
         log_every=values.log_every,
         save_every=values.save_every,

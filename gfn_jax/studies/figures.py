@@ -84,12 +84,16 @@ def draw(study: Study, cells: Cells, results: Results) -> Drawn | None:
             distributions(figure, study, shown)
         else:
             {"bars": bars, "curves": curves, "scatter": scatter}[study.figure](figure, study, drawn, finite)
-        files = {
-            (kind, transparent): _saved(figure, kind, transparent)
-            for kind, transparent in (("png", False), ("svg", False), ("svg", True))
-        }
-    inline = _inlined(files["svg", True].decode(), study)
-    return Drawn(files["png", False], files["svg", False], inline)
+        return rendered(figure, study.name)
+
+
+def rendered(figure: Any, name: str) -> Drawn:
+    """A matplotlib figure as files; the ids of its inline one begin with `name`."""
+    files = {
+        (kind, transparent): _saved(figure, kind, transparent)
+        for kind, transparent in (("png", False), ("svg", False), ("svg", True))
+    }
+    return Drawn(files["png", False], files["svg", False], _inlined(files["svg", True].decode(), name))
 
 
 def bars(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -> None:
@@ -132,7 +136,7 @@ def curves(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -
     figure.set_size_inches(WIDTH, 0.3 + 2.5 * down + 0.2 * len(series) / across)
     panels = figure.subplots(down, across, squeeze=False).flat
     for panel, column in zip(panels, columns):
-        for look, (name, rows) in zip(_looks(len(series)), series.items()):
+        for look, (name, rows) in zip(looks(len(series)), series.items()):
             own = [(row, cells[row.title, column.metric]) for row in rows if (row.title, column.metric) in cells]
             points = sorted(((row.x, cell) for row, cell in own if row.x is not None), key=lambda point: point[0])
             level = [cell for row, cell in own if row.x is None]
@@ -153,7 +157,7 @@ def curves(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -
         _plain_ticks(panel, sorted({row.x for row in study.rows if row.x is not None}))
     for panel in panels:
         panel.set_axis_off()
-    _legend(figure)
+    legend(figure)
 
 
 def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -> None:
@@ -163,7 +167,7 @@ def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) 
     series = _series(study.rows)
     figure.set_size_inches(WIDTH, 3.4 + 0.2 * len(series) / 2)
     panel = figure.subplots()
-    for look, (name, rows) in zip(_looks(len(series)), series.items()):
+    for look, (name, rows) in zip(looks(len(series)), series.items()):
         points = [[cells.get((row.title, column.metric)) for column in columns] for row in rows]
         known = [(x, y) for x, y in points if x is not None and y is not None]
         if known:
@@ -183,7 +187,7 @@ def scatter(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) 
         getattr(panel, f"set_{axis}label")(_titled(column))
         _scale(panel, axis, column, cells)
     panel.grid(alpha=0.2, lw=0.6)
-    _legend(figure)
+    legend(figure)
 
 
 def distributions(figure: Any, study: Study, shown: Mapping[str, Sequence[float]]) -> None:
@@ -192,7 +196,7 @@ def distributions(figure: Any, study: Study, shown: Mapping[str, Sequence[float]
     own = {title: values for title, values in shown.items() if title != "target"}
     figure.set_size_inches(WIDTH, 0.5 + 0.95 * len(own))
     panels = figure.subplots(len(own), 1, squeeze=False, sharex=True).ravel()
-    for panel, look, (title, values) in zip(panels, _looks(len(own)), own.items()):
+    for panel, look, (title, values) in zip(panels, looks(len(own)), own.items()):
         panel.bar(range(len(values)), values, 1.0, color=look["color"], lw=0)
         if target is not None:
             panel.step(range(len(target)), target, where="mid", color=INK, lw=0.9, label="target")
@@ -214,12 +218,12 @@ def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _looks(count: int) -> list[Mapping[str, str]]:
+def looks(count: int) -> list[Mapping[str, str]]:
     """Colours and marks, no two alike among the first 42."""
     return [{"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]} for i in range(count)]
 
 
-def _legend(figure: Any) -> None:
+def legend(figure: Any) -> None:
     """Every series once, under the panels."""
     found: dict[str, Any] = {}
     for panel in figure.axes:
@@ -274,12 +278,12 @@ def _saved(figure: Any, kind: str, transparent: bool) -> bytes:
     return file.getvalue()
 
 
-def _inlined(svg: str, study: Study) -> str:
+def _inlined(svg: str, name: str) -> str:
     """An <svg> element for a page of many: ids of its own, the page's ink, no style that reaches beyond it."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{study.name}-', svg)
-    svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{study.name}-", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{name}-", svg)
     svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', _opening, svg, count=1)
     return svg.replace("xlink:href", "href").replace(INK, "currentColor")
 

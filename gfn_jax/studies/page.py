@@ -1,17 +1,15 @@
 """The report as one page of HTML: nothing is fetched, nothing is run, and all figures are in it."""
 
 import json
-import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from gfn_jax.studies.cells import Cell, Line, Table
 from gfn_jax.studies.found import Facts
+from gfn_jax.studies.html import command, definitions, details, document, figure, scrolling, text
 from gfn_jax.studies.section import Section
 
-CSS = pathlib.Path(__file__).with_name("page.css")
 TITLE = "GFlowNet fine-tuning of language models: the paper’s tables and figures, reproduced"
 HOW_TO_READ = (
     "The first line of a section is drawn from its numbers by a rule in the code, whatever they are.",
@@ -35,27 +33,21 @@ def page(sections: Sequence[Section], facts: Facts, tuned: Sequence[Mapping[str,
         remark: what is to be said of the whole, or "".
     """
     contents = "".join(
-        f'<li><a href="#{one.study.name}">{_text(one.study.title)}</a><span>{_text(one.lesson)}</span></li>'
+        f'<li><a href="#{one.study.name}">{text(one.study.title)}</a><span>{text(one.lesson)}</span></li>'
         for one in sections
     )
     tuning = f'<li><a href="#tuning">Hyperparameters</a><span>{_count(tuned)}</span></li>' if tuned else ""
     body = [
         f"<header><h1>{TITLE}</h1>",
-        f'<p class="quiet">{_text(about(facts))}</p></header>',
-        f"<p>{_text(remark)}</p>" if remark else "",
+        f'<p class="quiet">{text(about(facts))}</p></header>',
+        f"<p>{text(remark)}</p>" if remark else "",
         f'<nav aria-label="Contents"><ol>{contents}{tuning}<li><a href="#made">How this was made</a></li></ol></nav>',
-        _details("How to read it", "<ul>", *(f"<li>{_text(one)}</li>" for one in HOW_TO_READ), "</ul>"),
+        details("How to read it", "<ul>", *(f"<li>{text(one)}</li>" for one in HOW_TO_READ), "</ul>"),
         *map(_section, sections),
         _tuning(tuned) if tuned else "",
         _made(facts),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{TITLE}</title>\n<style>\n{CSS.read_text()}</style>\n</head>\n<body>\n"
-        + "\n".join(filter(None, body))
-        + "\n</body>\n</html>\n"
-    )
+    return document(TITLE, body)
 
 
 def about(facts: Facts) -> str:
@@ -68,31 +60,24 @@ def about(facts: Facts) -> str:
 def _section(one: Section) -> str:
     parts = [
         f'<section id="{one.study.name}">',
-        f"<h2>{_text(one.study.title)}</h2>",
-        f'<p class="quiet">The twin of {_text(one.study.paper)}.</p>' if one.study.paper else "",
-        f'<p class="lesson">{_text(one.lesson)}</p>',
-        f"<p>{_text(one.setting)}</p>",
-        _figure(one) if one.figure else "",
+        f"<h2>{text(one.study.title)}</h2>",
+        f'<p class="quiet">The twin of {text(one.study.paper)}.</p>' if one.study.paper else "",
+        f'<p class="lesson">{text(one.lesson)}</p>',
+        f"<p>{text(one.setting)}</p>",
+        figure(one.figure.inline, one.caption) if one.figure else "",
         _table(one.table, one.study.title),
-        "".join(f'<p class="quiet"><sup>{i}</sup> {_text(note)}</p>' for i, note in enumerate(one.table.notes, 1)),
-        f'<p class="quiet">{_text(one.legend)}</p>',
+        "".join(f'<p class="quiet"><sup>{i}</sup> {text(note)}</p>' for i, note in enumerate(one.table.notes, 1)),
+        f'<p class="quiet">{text(one.legend)}</p>',
         *(_texts(title, lines) for title, lines in one.texts),
-        _certificates(one.certificates) if one.certificates else "",
+        certificate_table(one.certificates) if one.certificates else "",
         _commands(one),
         "</section>",
     ]
     return "\n".join(filter(None, parts))
 
 
-def _figure(one: Section) -> str:
-    assert one.figure is not None
-    labelled = one.figure.inline.replace('role="img"', f'role="img" aria-label="{escape(one.caption)}"', 1)
-    caption = f"<figcaption>{_text(one.caption)}</figcaption>"
-    return f'<figure><div class="scroll" tabindex="0">{labelled}</div>{caption}</figure>'
-
-
 def _table(table: Table, title: str) -> str:
-    return _scrolling(("", *table.header, "seeds"), map(_line, table.lines), title)
+    return scrolling(("", *table.header, "seeds"), map(_line, table.lines), title)
 
 
 def _line(line: Line) -> str:
@@ -100,10 +85,10 @@ def _line(line: Line) -> str:
     rows = []
     if line.cells:
         cells = "".join(map(_cell, line.cells))
-        rows.append(f'<tr><th scope="row">{_text(line.title)}{mark}</th>{cells}<td>{line.seeds}</td></tr>')
+        rows.append(f'<tr><th scope="row">{text(line.title)}{mark}</th>{cells}<td>{line.seeds}</td></tr>')
     if line.paper:
-        name, kind = ("paper", "paper beneath") if line.cells else (f"{_text(line.title)}{mark}", "paper")
-        cells = "".join(f"<td>{_text(value)}</td>" for value in (*line.paper, ""))
+        name, kind = ("paper", "paper beneath") if line.cells else (f"{text(line.title)}{mark}", "paper")
+        cells = "".join(f"<td>{text(value)}</td>" for value in (*line.paper, ""))
         rows.append(f'<tr class="{kind}"><th scope="row">{name}</th>{cells}</tr>')
     return "".join(rows)
 
@@ -115,10 +100,10 @@ def _cell(cell: Cell) -> str:
 
 def _texts(title: str, lines: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<h3>{_text(title)}</h3><ol class="texts">{items}</ol>'
+    return f'<h3>{text(title)}</h3><ol class="texts">{items}</ol>'
 
 
-def _certificates(certificates: Mapping[str, Mapping[str, Any]]) -> str:
+def certificate_table(certificates: Mapping[str, Mapping[str, Any]]) -> str:
     """A row a run: the divergences and effective shares with their limits, the verdict and its warnings."""
     rows = []
     for name, one in certificates.items():
@@ -128,10 +113,10 @@ def _certificates(certificates: Mapping[str, Mapping[str, Any]]) -> str:
         verdict = f"<div>{escape(one['verdict'])}{words}</div>"
         rows.append(f'<tr><td class="words" colspan="{1 + len(MEASURES)}">{verdict}</td></tr>')
     percent = f"{100 * (1 - next(iter(certificates.values()))['risk']):g} %"
-    return _details(
+    return details(
         f"Certificates: how far {len(certificates)} of these runs are from their posterior",
         f'<p class="quiet">q is the policy, π ∝ R its target; nats. Limits of {percent}, for the queries asked.</p>',
-        _scrolling(("run", *MEASURES.values()), rows, "Certificates"),
+        scrolling(("run", *MEASURES.values()), rows, "Certificates"),
     )
 
 
@@ -143,17 +128,12 @@ def _measured(found: Mapping[str, float | None] | None) -> str:
 
 
 def _commands(one: Section) -> str:
-    return _details(
+    return details(
         f"Commands: this section, and its {len(one.runs)} runs",
-        f'<p class="quiet">All of it:</p>{_command(one.command)}',
-        f'<p class="quiet">What that runs; {_text(one.took)}:</p>',
-        *map(_command, one.runs),
+        f'<p class="quiet">All of it:</p>{command(one.command)}',
+        f'<p class="quiet">What that runs; {text(one.took)}:</p>',
+        *map(command, one.runs),
     )
-
-
-def _command(command: str) -> str:
-    """A command that is broken between its words, where it can be."""
-    return f"<pre>{' '.join(f'<span>{escape(word)}</span>' for word in command.split(' '))}</pre>"
 
 
 def _tuning(tuned: Sequence[Mapping[str, Any]]) -> str:
@@ -174,8 +154,8 @@ def _trials(one: Mapping[str, Any]) -> str:
             texts = [f"<b>{text}</b>" for text in texts]
         cells = "".join(f"<td>{text}</td>" for text in texts[1:])
         rows.append(f'<tr><th scope="row">{texts[0]}</th>{cells}</tr>')
-    table = _scrolling(("trial", "score", "seeds", "seconds"), rows, title)
-    return _details(f"{escape(title)}, {len(rows)} trials", f"<p>Taken: {_overrides(one['chosen'])}</p>", table)
+    table = scrolling(("trial", "score", "seeds", "seconds"), rows, title)
+    return details(f"{escape(title)}, {len(rows)} trials", f"<p>Taken: {_overrides(one['chosen'])}</p>", table)
 
 
 def _overrides(values: Mapping[str, Any]) -> str:
@@ -186,7 +166,7 @@ def _overrides(values: Mapping[str, Any]) -> str:
 def _made(facts: Facts) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     entries = {
-        "Command": f"{_command(facts.command)}",
+        "Command": f"{command(facts.command)}",
         "Preset": escape(facts.preset),
         "Seeds": ", ".join(map(str, facts.seeds)),
         "Date": escape(facts.date),
@@ -195,25 +175,7 @@ def _made(facts: Facts) -> str:
         "Paper": "Hu et al., “Amortizing intractable inference in large language models”, ICLR 2024, "
         '<a href="https://arxiv.org/abs/2310.04363">arXiv:2310.04363</a>',
     }
-    items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in entries.items())
-    return f'<section id="made"><h2>How this was made</h2><dl>{items}</dl></section>'
-
-
-def _scrolling(header: Iterable[str], rows: Iterable[str], title: str) -> str:
-    """A table in a box of its own, which scrolls where the page is narrow."""
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">{table}</div>'
-
-
-def _details(summary: str, *parts: str) -> str:
-    """What is shown on demand."""
-    return f"<details><summary>{summary}</summary>{''.join(parts)}</details>"
-
-
-def _text(text: str) -> str:
-    """A text as itself, `code` as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    return f'<section id="made"><h2>How this was made</h2>{definitions(entries.items())}</section>'
 
 
 def _count(tuned: Iterable[Mapping[str, Any]]) -> str:

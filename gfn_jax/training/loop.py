@@ -160,7 +160,7 @@ def train(run: Run) -> Trained:
         raise ValueError(f"{run.workdir} holds step {start}, more than the {run.num_steps} steps asked for")
     session = _Session(run, start, seconds)
     if start < run.num_steps:
-        _log.info("compiling the step")
+        _log.info("compiling the step", extra={"place": (start, run.num_steps)})
     try:
         for writer in run.writers:
             writer.resume(start)
@@ -216,6 +216,7 @@ class _Session:
             _log.info("first step took %.1f s, compilation included", self.first)
         self._read_pending()
         self._pending = (step, metrics)
+        _log.debug("training", extra={"place": (step, self.run.num_steps)})
 
     def between_steps(self, step: int, state: Any, stopping: bool) -> None:
         """Evaluates and saves where it is time to, having made sure that the state is sound."""

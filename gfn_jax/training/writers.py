@@ -1,19 +1,22 @@
-"""Where metrics go: a line of JSON each, always, and TensorBoard where asked for.
+"""Where metrics go: a line of JSON each, always, and TensorBoard and Weights & Biases where asked for.
 
 A record is `{"step": 12, "kind": "train", "loss": 3.1, ...}`; its step counts finished steps. A run that goes
 on from step s first drops what was written after s, so that no step is there twice.
 """
 
+import importlib.util
 import json
 import logging
 import math
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 import jax
 
+from gfn_jax.sections import RunConfig
 from gfn_jax.text.files import read_text
 
 METRICS = "metrics.jsonl"
@@ -94,9 +97,50 @@ class TensorBoardWriter:
             self._board.close()
 
 
-def make_writers(workdir: pathlib.Path, tensorboard: bool = False) -> tuple[Writer, ...]:
+class WandbWriter:
+    """Scalars for Weights & Biases: one run there for one workdir here, however often it is gone on with.
+
+    Where it goes is W&B's own business: WANDB_MODE=offline leaves it in the folder, for `wandb sync`. What a run that
+    goes on says again of a step, W&B leaves as it was: the same command computes the same.
+    """
+
+    def __init__(self, project: str, workdir: pathlib.Path):
+        self.project, self.workdir = project, workdir
+        self._run: Any = None
+
+    def resume(self, step: int) -> None:
+        import wandb
+
+        kept, config = self.workdir / "wandb" / "id", self.workdir / "config.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex)
+        self._run = wandb.init(
+            project=self.project,
+            name=self.workdir.resolve().name,
+            id=kept.read_text(),
+            resume="allow",
+            dir=str(self.workdir),
+            config=json.loads(config.read_text()) if config.exists() else {},
+        )
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        self._run.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+def make_writers(workdir: pathlib.Path, config: RunConfig) -> tuple[Writer, ...]:
     """The writers of a run; none on processes but the first, which speaks for all."""
     if jax.process_index() != 0:
         return ()
-    board = (TensorBoardWriter(workdir / "tensorboard"),) if tensorboard else ()
-    return (JsonlWriter(workdir / METRICS), *board)
+    writers: list[Writer] = [JsonlWriter(workdir / METRICS)]
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        _log.warning("nothing is written for TensorBoard: tensorboardX is not installed")
+    elif config.tensorboard:
+        writers.append(TensorBoardWriter(workdir / "tensorboard"))
+    if config.wandb is not None:
+        writers.append(WandbWriter(config.wandb, workdir))
+    return tuple(writers)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -99,19 +100,63 @@ def test_what_the_library_says_is_heard_in_one_place_and_for_so_long(capsys, cap
     assert (logger.handlers, logger.level, logger.propagate) == before
 
 
-def test_silence_is_broken_by_what_takes_so_long():
+@pytest.mark.parametrize("place", [None, (3, 8)])
+def test_silence_is_broken_by_what_takes_so_long(place):
     stream = io.StringIO()
     logger = logging.Logger("gfn_jax.test")
     handler = progress.Progress(stream, patience=0.02)
     logger.addHandler(handler)
     logger.info("compiling the step")
+    if place:
+        logger.debug("training", extra={"place": place})
     waited = time.monotonic() + 5
     while stream.getvalue().count("still: compiling the step") < 2 and time.monotonic() < waited:
         time.sleep(0.01)
     handler.close()
     lines = stream.getvalue().splitlines()
     assert lines[0] == "compiling the step"
-    assert set(lines[1:]) == {"  still: compiling the step (0 s)"}
+    where = "; 3 of 8" if place else ""
+    assert f"  still: compiling the step{where} (0 s)" in lines[1:]
+    assert set(lines[1:]) <= {"  still: compiling the step (0 s)", f"  still: compiling the step{where} (0 s)"}
     assert len(lines) >= 3
     time.sleep(0.1)
     assert len(stream.getvalue().splitlines()) <= len(lines) + 1  # closed, it is silent
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one; `text` is what is written without what moves the cursor."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.getvalue())
+
+
+def test_a_terminal_has_a_bar_beneath_the_lines_until_all_is_done(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    logger, long = logging.getLogger("gfn_jax"), "a line " + 30 * "that is longer than the terminal is wide "
+    with progress.progress():
+        logger.info("starting")
+        logger.debug("training", extra={"place": (3, 8)})
+        logger.debug("not a line")
+        logger.info(long)
+        logger.debug("evaluating", extra={"place": (1, 2)})
+        progress.keep(tmp_path / "run" / "log.txt")
+        logger.debug("evaluating", extra={"place": (2, 2)})
+        before = terminal.getvalue()
+        print("the table")
+    for shown in ("training", "3/8", "evaluating", "1/2", long):
+        assert shown in terminal.text
+    assert terminal.getvalue() == before + "the table\n"  # no bar is left behind
+    kept = (tmp_path / "run" / "log.txt").read_text()
+    assert [line.partition("  ")[2] or line for line in kept.splitlines()] == ["starting", long, "the table"]
+    assert sys.stdout is terminal
+
+
+def test_elsewhere_there_is_no_bar(capsys):
+    with progress.progress():
+        logging.getLogger("gfn_jax").debug("training", extra={"place": (3, 8)})
+    assert capsys.readouterr().out == ""

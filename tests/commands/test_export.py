@@ -1,11 +1,13 @@
 """The exporting command: what it writes samples like the run that it comes from, and its card says so."""
 
 import json
+import os
 import re
 import shutil
 
 import jax.numpy as jnp
 import pytest
+from fake_hub import FakeHub
 from tiny_worlds import random_lora, random_params, tiny
 
 from gfn_jax import export, sample
@@ -129,6 +131,61 @@ def test_what_is_wrong_is_one_line(capsys, world, tmp_path, arguments, line):
         said = said.replace(str(place), name)
     assert re.fullmatch(f"error: {line}\n", said)
     assert not places["OUT"].exists()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine, and somebody who is known there."""
+    server = FakeHub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_exported_can_be_pushed(capsys, world, tmp_path, hub):
+    said = command(
+        capsys, export, f"--workdir={world / 'run'}", f"--out={tmp_path / 'out'}", "--push_to_hub=someone/an-adapter"
+    )
+    assert said.out.endswith(f"\nOn the hub: {hub.address}/someone/an-adapter\n")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert hub.files == {"someone/an-adapter": written}
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= written.keys()
+    assert hub.tokens == {"Bearer hf_somebody"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "there"),
+    [
+        (
+            "others/an-adapter",
+            r"the hub did not take it \(HfHubHTTPError: .*403 Forbidden.*\); it is in .*out: hf upload .*",
+            True,
+        ),
+        ("an-adapter", "'an-adapter' is no OWNER/NAME of the hub", False),
+        ("a/b/c", "'a/b/c' is no OWNER/NAME of the hub: .*", False),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(capsys, world, tmp_path, hub, name, line, there):
+    """A name that is none is refused before anything is written; what was written stays."""
+    words = [f"--workdir={world / 'run'}", f"--out={tmp_path / 'out'}", f"--push_to_hub={name}"]
+    assert export.main(["export", *words]) == 2
+    assert re.fullmatch(f"error: {line}\n", capsys.readouterr().err)
+    assert (tmp_path / "out").exists() == there
+
+
+@pytest.mark.parametrize("flags", [(), ("--merged",)])
+def test_every_exported_file_may_be_read_by_whom_the_umask_lets(capsys, world, tmp_path, flags):
+    before = os.umask(0o027)
+    try:
+        command(capsys, export, f"--workdir={world / 'run'}", f"--out={tmp_path / 'out'}", *flags)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,18 @@ def test_a_run_from_start_to_end_and_again(config, capsys):
     assert launch.main(command) == 0
     first = capsys.readouterr()
     assert "step 2/2" in first.out
-    assert first.out.endswith("seed 0, rate 0.5, 2 steps\n")
-    assert (config.parent / "runs" / "stub-paper" / "metrics.jsonl").exists()
+    workdir = config.parent / "runs" / "stub-paper"
+    assert "seed 0, rate 0.5, 2 steps\n" in first.out
+    assert first.out.endswith("on a page, with its curves: runs/stub-paper/report.html\n")
+    assert (workdir / "metrics.jsonl").exists()
+    assert (workdir / "report.html").read_text().count("<svg") == 2
+    assert re.match(r"[\d:]{8}  starting in runs/stub-paper\n[\d:]{8}  seed 0\n", first.out)
+    assert (workdir / "log.txt").read_text() == first.out
     assert launch.main(command) == 0
     again = capsys.readouterr().out
     assert "going on from step 2 of 2" in again
-    assert again.endswith("seed 0, rate 0.5, 2 steps\n")
+    assert "seed 0, rate 0.5, 2 steps\n" in again
+    assert (workdir / "log.txt").read_text() == first.out + again
 
 
 @pytest.mark.parametrize(
@@ -143,6 +149,22 @@ def test_what_goes_wrong_later_is_one_line(config, capsys, trap, code, line):
     err = capsys.readouterr().err
     assert err.startswith(line)
     assert err.count("\n") == 1
+    log = config.parent / "runs" / "stub-tiny" / "log.txt"
+    assert log.exists() == (code == 1)  # what is refused before anything is done leaves no trace
+    assert code != 1 or log.read_text().splitlines()[-1].startswith("TrainingDiverged: the loss is nan")
+
+
+def test_a_page_that_fails_is_one_line_behind_the_results(config, capsys, monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("no panel")
+
+    monkeypatch.setattr("gfn_jax.studies.run_page.write_run_page", fail)
+    assert launch.main(["launch", "--config=stub.py"]) == 1
+    captured = capsys.readouterr()
+    assert "seed 0, rate 0.001, 2 steps\n" in captured.out
+    line = r"error: the run is done and its page failed \(ZeroDivisionError: no panel\); its results are in runs/"
+    assert re.match(line, captured.err)
+    assert captured.err.count("\n") == 1
 
 
 def test_a_full_disk_is_one_line(config, capfd, caplog):

@@ -1,8 +1,12 @@
 import contextlib
+import importlib.machinery
 import json
+import sys
+import types
 
 import pytest
 
+from gfn_jax.sections import RunConfig
 from gfn_jax.training.writers import JsonlWriter, TensorBoardWriter, make_writers
 
 
@@ -91,12 +95,66 @@ def test_tensorboard_gets_scalars(tmp_path):
     assert [(step, value.tag, value.simple_value) for step, value in values] == [(5, "train/loss", 2.5)]
 
 
-def test_tensorboard_only_where_asked(tmp_path):
-    assert [type(w) for w in make_writers(tmp_path)] == [JsonlWriter]
-    assert [type(w) for w in make_writers(tmp_path, tensorboard=True)] == [JsonlWriter, TensorBoardWriter]
+def looking(tensorboard: bool = False, wandb: str | None = None) -> RunConfig:
+    return RunConfig(task="toy", seed=0, log_every=1, save_every=1, tensorboard=tensorboard, wandb=wandb)
 
 
-def test_closing_what_was_never_opened(tmp_path):
-    for writer in make_writers(tmp_path, tensorboard=True):
+def test_tensorboard_only_where_asked_and_installed(tmp_path, monkeypatch, caplog):
+    assert [type(w) for w in make_writers(tmp_path, looking())] == [JsonlWriter]
+    assert [type(w) for w in make_writers(tmp_path, looking(True))] == [JsonlWriter, TensorBoardWriter]
+    assert not caplog.messages
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [type(w) for w in make_writers(tmp_path, looking(True))] == [JsonlWriter]
+    assert caplog.messages == ["nothing is written for TensorBoard: tensorboardX is not installed"]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in the place of W&B's, which keeps what it is told."""
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake.told = []
+
+    def init(**settings):
+        fake.told.append(settings)
+        return types.SimpleNamespace(
+            log=lambda values, step: fake.told.append((step, values)), finish=lambda: fake.told.append("finished")
+        )
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_weights_and_biases_gets_scalars_and_goes_on_with_its_run(tmp_path, wandb):
+    (tmp_path / "config.json").write_text('{"task": "toy"}')
+    for start in (0, 1):
+        _, writer = make_writers(tmp_path, looking(wandb="flows"))
+        writer.resume(start)
+        writer.write(start + 1, "train", {"loss": 2.5, "valid": 0.5})
+        writer.close()
+    first, logged, finished, second, *_ = wandb.told
+    assert (logged, finished) == ((1, {"train/loss": 2.5, "train/valid": 0.5}), "finished")
+    assert (first["project"], first["dir"], first["resume"]) == ("flows", str(tmp_path), "allow")
+    assert (first["name"], first["config"]) == (tmp_path.name, {"task": "toy"})
+    assert first["id"] == second["id"]
+    make_writers(tmp_path / "other", looking(wandb="flows"))[1].resume(0)
+    assert wandb.told[-1]["id"] != first["id"]
+
+
+def test_weights_and_biases_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="wandb is 'flows', and that package is not installed: pip install wandb"):
+        looking(wandb="flows")
+
+
+def test_the_others_of_several_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    assert make_writers(tmp_path, looking(True)) == ()
+
+
+def test_closing_what_was_never_opened(tmp_path, wandb):
+    for writer in make_writers(tmp_path, looking(True, "flows")):
         writer.close()
     assert list(tmp_path.iterdir()) == []

@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gfn_jax.sections import RunConfig
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.writers import make_writers
+
+LOOKING = RunConfig(task="toy", seed=0, log_every=1, save_every=1, tensorboard=False, wandb=None)
 
 
 @struct.dataclass
@@ -75,7 +78,7 @@ def make_run(
             "num_steps": num_steps,
             "samples_per_step": 4,
             "checkpointer": Checkpointer(workdir, digest),
-            "writers": make_writers(workdir),
+            "writers": make_writers(workdir, LOOKING),
             "finish": lambda trained: f"finished after {trained.steps} steps",
             "evaluations": (Evaluation(every=1, evaluate=evaluate),),
             "log_every": 1,
