@@ -414,7 +414,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert tables.cells(TABLE, said).keys() < tables.cells(TABLE, results).keys()
     shares = {"policy": {"accuracy_3": [1.0, 0.0]}}  # of 1 where the value is in percent
     wrong = {**results, "base/seed-0": Found(one.folder, one.results, shares, {})}
-    with pytest.raises(ValueError, match=r"base/seed-0: metrics.accuracy_3 is .* and 0.5 is the mean"):
+    with pytest.raises(ValueError, match=r"base/seed-0: policy.accuracy_3 is .* and 0.5 is the mean"):
         tables.cells(TABLE, wrong)
     twice = Study("x", "", "", "", OPERANDS, (TABLE.rows[0], TABLE.rows[0]), lesson)
     with pytest.raises(ValueError, match="x has two rows of one name"):
