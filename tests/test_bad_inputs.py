@@ -319,7 +319,9 @@ def test_what_a_person_sees(folder):
         [*command, "--config.lora.dropout=1"], capture_output=True, text=True, timeout=300, env=environ
     )
     assert done.returncode == 2
-    assert re.fullmatch(r"(\d\d:\d\d:\d\d  (  still: )?starting in runs/arith-tiny.*\n)+", done.stdout)
+    assert re.fullmatch(
+        r"(\d\d:\d\d:\d\d  (task arithmetic, |(  still: )?starting in runs/arith-tiny).*\n)+", done.stdout
+    )
     assert done.stderr == "error: lora.dropout is 1.0; it must be a finite number from 0 and below 1\n"
 
 

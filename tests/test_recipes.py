@@ -31,7 +31,10 @@ def test_every_recipe_is_on_the_page_with_its_command(book):
     assert page.endswith(book.sources())
 
 
-@pytest.mark.parametrize(("model", "title"), [("SmolLM2-135M", "v5e-8"), ("GPT-J 6B", "A GPU of 24 GB")])
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [("SmolLM2-135M", "v5e-8"), pytest.param("GPT-J 6B", "A GPU of 24 GB", marks=pytest.mark.slow)],
+)
 def test_its_numbers_are_those_of_the_dry_run(book, model, title):
     (recipe,) = [one for one in book.recipes() if (one.model, one.machine.title) == (model, title)]
     page = book.PAGE.read_text(encoding="utf-8")

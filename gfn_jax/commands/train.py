@@ -73,8 +73,8 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
         return [dry_run(values.config, given_keys(values))]
     workdir = pathlib.Path(values.workdir)
     log = logging.getLogger("gfn_jax")
-    log.info("starting in %s", workdir)
     log.info(banner(values.config))
+    log.info("starting in %s", workdir)
     if values.distributed or in_cluster(os.environ):
         join_cluster(os.environ)
     from gfn_jax.runs.build import build

@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from gfn_jax.evaluation.report import RESULTS, SAMPLES, write_whole
+from gfn_jax.runs.ending import OWN
 from gfn_jax.studies import figures
 from gfn_jax.studies.curves import curves_of, draw_curves, read_metrics
 from gfn_jax.studies.html import command, definitions, details, document, figure, scrolling, text
@@ -45,8 +46,8 @@ def write_run_page(workdir: pathlib.Path, words: str = "") -> pathlib.Path:
         f'<header><h1>{text(title)}</h1><p class="quiet">{text(_about(results, config))}</p></header>',
         "<section><h2>Results</h2>" + result_table(results) + "</section>" if methods_of(results) else "",
         certificate_table({"this run": certificate}) if certificate else "",
-        _samples(workdir / SAMPLES),
         *(f"<section><h2>{kind}</h2>{one}</section>" for kind, one in drawn.items()),
+        _samples(workdir / SAMPLES),
         _made(results, config, words),
     ]
     write_whole(workdir / PAGE, document(title, body))
@@ -77,7 +78,8 @@ def methods_of(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for name, values in results.items()
         if isinstance(values, dict) and name not in FACTS
     }
-    return {name: values for name, values in found.items() if values}
+    names = sorted(found, key=lambda name: name not in OWN.values())  # the policy's own first, where a page is narrow
+    return {name: found[name] for name in names if found[name]}
 
 
 def result_table(results: Mapping[str, Any]) -> str:
@@ -98,7 +100,7 @@ def _samples(path: pathlib.Path) -> str:
     if not samples:
         return ""
     # The base first: what it was like before.
-    methods = sorted({sample["method"] for sample in samples}, key=lambda name: (name != "base", name))
+    methods = sorted({sample["method"] for sample in samples}, key=lambda name: (not name.startswith("base"), name))
     parts = []
     splits = dict.fromkeys(sample["split"] for sample in samples)
     for number, split in enumerate(splits):

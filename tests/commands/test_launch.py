@@ -128,7 +128,7 @@ def test_a_run_from_start_to_end_and_again(config, capsys):
     assert first.out.endswith("on a page, with its curves: runs/stub-paper/report.html\n")
     assert (workdir / "metrics.jsonl").exists()
     assert (workdir / "report.html").read_text().count("<svg") == 2
-    assert re.match(r"[\d:]{8}  starting in runs/stub-paper\n[\d:]{8}  seed 0\n", first.out)
+    assert re.match(r"[\d:]{8}  seed 0\n[\d:]{8}  starting in runs/stub-paper\n", first.out)
     assert (workdir / "log.txt").read_text() == first.out
     assert launch.main(command) == 0
     again = capsys.readouterr().out

@@ -17,8 +17,8 @@ RESULTS = {
     "command": "python -m gfn_jax.launch --config=a.py --config.note='<b>'",
     "config_digest": "abc",
     "budget": {"generated_tokens": 1234, "training_flops": None},
-    "policy": {"accuracy_3": 97.25, "nested": {"a": 1}, "seen": True},
     "base": {"accuracy_3": 6.4, "length": 5},
+    "policy": {"accuracy_3": 97.25, "nested": {"a": 1}, "seen": True},
 }
 SAMPLES = [
     {
@@ -126,4 +126,6 @@ def test_a_long_line_is_thinned_to_means():
 
 
 def test_facts_are_no_methods():
-    assert methods_of(RESULTS) == {"policy": {"accuracy_3": 97.25}, "base": {"accuracy_3": 6.4, "length": 5}}
+    found = methods_of(RESULTS)
+    assert found == {"policy": {"accuracy_3": 97.25}, "base": {"accuracy_3": 6.4, "length": 5}}
+    assert list(found) == ["policy", "base"]
