@@ -32,7 +32,7 @@ arith: $(INSTALLED)
 reproduce: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.reproduce --what=all --preset=tiny --seeds=0 --workdir=runs/reproduce
 
-test: lint types unit smoke
+test: lint types unit smoke docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

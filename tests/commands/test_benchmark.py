@@ -79,6 +79,8 @@ def test_what_is_wrong_is_one_line(capsys, arguments, line):
     assert re.fullmatch(f"error: {line}\n", captured.err)
 
 
-def test_make_benchmark_sets_the_flags_of_the_readmes_command():
-    (shown,) = re.findall(r'XLA_FLAGS="([^"]+)" \\\n +python -m gfn_jax.benchmark', (ROOT / "README.md").read_text())
+def test_make_benchmark_sets_the_flags_of_the_documented_command():
+    (shown,) = re.findall(
+        r'XLA_FLAGS="([^"]+)" \\\n +python -m gfn_jax.benchmark', (ROOT / "docs" / "measured.md").read_text()
+    )
     assert f"\nbenchmark: export XLA_FLAGS = {shown}\n" in (ROOT / "Makefile").read_text()
