@@ -18,7 +18,7 @@ import pytest
 from documents import ROOT, Command, code, command_of, commands
 from ml_collections import ConfigDict
 
-from gfn_jax.commands import train
+from gfn_jax.commands import gfn_evaluate, train
 from gfn_jax.commands.config_flag import given_keys, split_config
 from gfn_jax.text.loading import SHIPPED
 
@@ -84,6 +84,9 @@ def in_the_checkout(monkeypatch):
     """Where commands are typed."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
+    # The keys that `gfn evaluate` takes are those of a run, which the commands before it would have made.
+    made = train.parse(["launch", "--config=configs/arith.py"]).config.to_dict()
+    monkeypatch.setattr(gfn_evaluate, "read_config", lambda workdir: made)
 
 
 def test_there_are_commands():
