@@ -212,3 +212,10 @@ def test_a_search_of_real_runs(tmp_path):
     results = json.loads((tmp_path / "trials" / "trial-1" / "seed-10" / "results.json").read_text())
     assert results["steps"] == found["trials"][1]["overrides"]["steps"]
     assert "policy" not in results
+
+
+def test_the_supervised_preset_is_what_validation_chose():
+    """`make arith` shows it as the GFlowNet's rival."""
+    config = parse(["launch", f"--config={ROOT / 'configs' / 'arith.py'}:supervised"]).config.to_dict()
+    chosen = tuned("arithmetic", "sft")
+    assert chosen == {key: tuning.value_of(config, key) for key in chosen}
