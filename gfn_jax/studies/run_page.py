@@ -41,11 +41,11 @@ def write_run_page(workdir: pathlib.Path, words: str = "") -> pathlib.Path:
     results, config = (_read(workdir / name) for name in (RESULTS, "config.json"))
     drawn = draw_all(workdir)
     title = _title(results, config)
-    certificate = results.get("certificate")
+    certificate = results.get("certificate") or {}
     body = [
         f'<header><h1>{text(title)}</h1><p class="quiet">{text(_about(results, config))}</p></header>',
         "<section><h2>Results</h2>" + result_table(results) + "</section>" if methods_of(results) else "",
-        certificate_table({"this run": certificate}) if certificate else "",
+        certificate_table({"this run": certificate}) if certificate.get("means") else "",
         *(f"<section><h2>{kind}</h2>{one}</section>" for kind, one in drawn.items()),
         _samples(workdir / SAMPLES),
         _made(results, config, words),
