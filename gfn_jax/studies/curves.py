@@ -72,12 +72,13 @@ def draw_curves(curves: Mapping[str, Series], name: str) -> Drawn | None:
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(WIDTH, 1.6 * down + 0.4), layout="constrained")
         panels = drawing.subplots(down, across, squeeze=False).flat
-        for panel, (metric, runs) in zip(panels, shown):
+        for (metric, runs), panel in zip(shown, panels):
             for look, (run, points) in zip(looks(len(runs)), runs.items()):
                 few = thinned(points)
                 mark = look["marker"] if len(few) < 3 else None
                 panel.plot(*zip(*few), color=look["color"], marker=mark, label=run)
             panel.set_title(metric, loc="left")
+            panel.xaxis.get_major_locator().set_params(integer=True)
             panel.grid(alpha=0.2, lw=0.6)
         for panel in panels:
             panel.set_axis_off()

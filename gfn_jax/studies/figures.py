@@ -107,7 +107,7 @@ def bars(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -> 
     # Measures of one kind, accuracy_3 and accuracy_4, have one scale.
     alike = len({column.metric.rpartition("_")[0] or column.metric for column in columns}) == 1
     panels = figure.subplots(down, across, squeeze=False, sharey=True, sharex=alike).flat
-    for panel, column in zip(panels, columns):
+    for column, panel in zip(columns, panels):  # in this order: zip() takes one panel too many otherwise
         for place, row in enumerate(rows):
             cell = cells.get((row.title, column.metric))
             if cell is None:
@@ -135,7 +135,7 @@ def curves(figure: Any, study: Study, columns: Sequence[Column], cells: Cells) -
     down = -(-len(columns) // across)
     figure.set_size_inches(WIDTH, 0.3 + 2.5 * down + 0.2 * len(series) / across)
     panels = figure.subplots(down, across, squeeze=False).flat
-    for panel, column in zip(panels, columns):
+    for column, panel in zip(columns, panels):  # in this order: zip() takes one panel too many otherwise
         for look, (name, rows) in zip(looks(len(series)), series.items()):
             own = [(row, cells[row.title, column.metric]) for row in rows if (row.title, column.metric) in cells]
             points = sorted(((row.x, cell) for row, cell in own if row.x is not None), key=lambda point: point[0])

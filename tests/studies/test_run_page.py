@@ -2,11 +2,12 @@
 
 import html.parser
 import json
+import re
 
 import pytest
 
 from gfn_jax.studies import figures
-from gfn_jax.studies.curves import curves_of, read_metrics, thinned
+from gfn_jax.studies.curves import curves_of, draw_curves, read_metrics, thinned
 from gfn_jax.studies.run_page import methods_of, write_run_page
 
 RESULTS = {
@@ -113,6 +114,12 @@ def test_several_runs_of_one_program_are_lines_of_one_panel(tmp_path):
     assert list(curves) == ["loss", "extra"]  # what matters comes first, and the clock is no metric
     assert curves["loss"] == {"round-1": [(1, 3.0), (2, 2.0)], "round-2": [(1, 3.0), (2, 2.0)]}
     assert curves["extra"]["round-1"] == [(1, 1.0)]
+
+
+def test_a_panel_that_nothing_is_drawn_in_is_not_there():
+    for count in (1, 2, 3):
+        svg = draw_curves({f"metric_{i}": {"run": [(1, 1.0), (2, 2.0)]} for i in range(count)}, "train").svg.decode()
+        assert len(re.findall(r'id="matplotlib.axis_\d+"', svg)) == 2 * count  # an x and a y axis each
 
 
 def test_a_long_line_is_thinned_to_means():
