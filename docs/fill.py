@@ -3,8 +3,8 @@
     python docs/fill.py            rewrites the documents
     python docs/fill.py --check    fails where one of them differs from docs/results
 
-A block between `<!-- results: table4 -->` and `<!-- end -->` becomes docs/results/table4.md, one of
-`<!-- benchmark: modes -->` benchmarks/results/modes.md. In a line,
+A block between `<!-- results: table4 -->` and `<!-- end -->` becomes table4.md of docs/results or a folder in it; one
+of `<!-- benchmark: modes -->` becomes benchmarks/results/modes.md. In a line,
 `<!-- value: table4; GFlowNet; accuracy_5 --><!-- end -->` becomes that row's and column's mean, `interval:` instead of
 `value:` the mean with its interval, and `seeds:` the seeds' own values, in the digits of the table.
 """
@@ -45,9 +45,10 @@ def filled(text: str, results: pathlib.Path) -> str:
 def _asked(kind: str, name: str, results: pathlib.Path) -> str:
     study, *rest = (part.strip() for part in name.split(";"))
     whole = {"results": results, "benchmark": BENCHMARKS}
-    path = whole[kind] / f"{study}.md" if kind in whole else results / f"{study}.csv"
-    if not path.is_file():
-        raise ValueError(f"{name!r}: there is no {path.name} in the results")
+    file = f"{study}.md" if kind in whole else f"{study}.csv"
+    path = next(iter([*whole.get(kind, results).glob(file), *whole.get(kind, results).glob(f"*/{file}")]), None)
+    if path is None:
+        raise ValueError(f"{name!r}: there is no {file} in the results")
     if kind in whole:
         return f"\n{path.read_text(encoding='utf-8')}"
     row, metric = "; ".join(rest[:-1]), rest[-1] if rest else ""

@@ -15,6 +15,7 @@ DEMONSTRATIONS = 50  # given to every method, of which the reward of those that 
 SHOTS = 3
 STEPS = {"tiny": 60, "paper": 1000}  # of configs/arith.py
 FEW = 60  # test questions of what is slow: chain-of-thought decoding, exact samples
+FEW_SAID = f"the first {FEW} test questions of each number of operands"
 # Validation questions instead of test ones, and fewer: for what is not a table of the paper.
 ON_VALIDATION = {"report": "validation", "certificate.queries": 0}
 
@@ -75,6 +76,11 @@ class Arithmetic:
             "GFlowNet": self.trained("gflownet"),
         }
 
+    @property
+    def posterior(self) -> tuple[Job, ...]:
+        """Exact samples of p(Z | X, Y), and the best of N."""
+        return self.baselines("posterior", 300, FEW)
+
     def paper(self) -> tuple[Study, Study, Study, Study]:
         """Tables 4, E.3, E.4 and E.5."""
         keys = [column.metric for column in OPERANDS]
@@ -84,8 +90,7 @@ class Arithmetic:
 
         rivals = self.rivals
         gflownet, prompting = rivals["GFlowNet"], self.baselines("prompting", 150)
-        decoding, posterior = self.baselines("decoding", 150, FEW), self.baselines("posterior", 300, FEW)
-        few = f"the first {FEW} test questions of each number of operands"
+        decoding, posterior = self.baselines("decoding", 150, FEW), self.posterior
         shots = {
             0: said("10.2", "6.4", "3.2"),
             3: said("15.8", "11", "5.4"),
@@ -115,11 +120,11 @@ class Arithmetic:
                     for k, text in shots.items()
                 ),
                 Row("base, think step by step", prompting, "step_by_step", note=wordless),
-                Row("base, CoT decoding", decoding, "cot_decoding", note=few),
-                Row("base, beam search", decoding, "beam", note=few),
+                Row("base, CoT decoding", decoding, "cot_decoding", note=FEW_SAID),
+                Row("base, beam search", decoding, "beam", note=FEW_SAID),
                 *(Row(title, jobs, paper=printed.get(title, {})) for title, jobs in rivals.items()),
-                Row("exact posterior, its mode*", posterior, "posterior_mode", note=few, rival=False),
-                Row("base, best of N by reward*", posterior, "best_of_n", note=few, rival=False),
+                Row("exact posterior, its mode*", posterior, "posterior_mode", note=FEW_SAID, rival=False),
+                Row("base, best of N by reward*", posterior, "best_of_n", note=FEW_SAID, rival=False),
             ),
             lambda cells: " ".join(
                 (
@@ -190,10 +195,12 @@ class Arithmetic:
             (
                 Row("base", rivals["GFlowNet"], "base_0shot"),
                 *(Row(title, jobs) for title, jobs in rivals.items()),
+                Row("exact posterior", self.posterior, "posterior_mode", note=FEW_SAID, rival=False),
             ),
             lambda cells: best(cells, "chain_entropy_5", "more", "entropy over right chains of 5 operands"),
             figure="scatter",
             figure_columns=("chain_entropy_5", "right_5"),
+            differing=("evaluation.test_questions",),
         )
         counts, full = (10, 25, DEMONSTRATIONS), STEPS[self.make.preset]
         labels = Study(
