@@ -158,6 +158,7 @@ def test_off_policy_rows_alone_reach_the_target(worlds, total_variation):
     assert total_variation(world, trainable.lora) <= 0.01
 
 
+@pytest.mark.slow
 def test_replay_and_reward_temperature(worlds, total_variation):
     """Half the rows from the buffer, at temperature 1/2: the target is R squared, and that is not R."""
     world = worlds["flat"]

@@ -22,6 +22,7 @@ CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "rng.py"
 OWN = "reinforce:ALGORITHM"
 
 
+@pytest.mark.slow
 def test_training_reaches_the_target():
     """In the world of `test_enumerable`, within the distance that the balance objectives are held to there.
 

@@ -107,6 +107,7 @@ def test_relatives_reach_the_target(worlds, reward, name):
         assert float(log_z) == pytest.approx(log_sum(world), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", PEAKED_FIRST)
 def test_flowrls_z_does_not_normalise_the_reward(worlds, reward):
     """Its users ask. It is the root of sum R z^(-|Z|) = 1, and q is the distribution that this makes."""

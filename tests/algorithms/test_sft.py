@@ -137,6 +137,7 @@ def test_the_loss_is_the_mean_nats_of_a_completion_and_what_is_refused_weighs_no
     assert all((x == 0).all() for x in jax.tree.leaves(none))
 
 
+@pytest.mark.slow
 def test_training_reaches_the_demonstrations_own_distribution_whatever_the_reward_says():
     """Of 512 draws out of 85 completions, many of them the same, and 32 rows that are refused."""
     world = random_world(jax.random.key(0), 4, 3, 2.0)

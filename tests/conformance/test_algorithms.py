@@ -278,6 +278,7 @@ def on_eight(request, tmp_path_factory):
     return np.load(path)
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_steps_of_one(ran, on_eight):
     one = jax.tree.leaves((ran.states[2], ran.metrics[1]))
     eight = [on_eight[f"{ran.name}/{i}"] for i in range(len(one))]

@@ -8,7 +8,7 @@ GIVEN = {
     "base": 'someone/a-model: it\'s "quoted"',
     "task": "infilling",
     "config_digest": "1f2e3d",
-    "policy": {"bleu": 0.123456789, "log_z": -12.5},
+    "metrics": {"bleu": 0.123456789, "log_z": -12.5},
     "command": "python -m gfn_jax.launch --config=configs/infill.py",
 }
 

@@ -137,6 +137,7 @@ def test_steps_are_completed_in_turn_and_tabled(rounds):
         "seed": 5,
         "command": "the command",
         "seconds": 3.0,
+        "budget": None,  # these steps do not say what they have spent
         "policy": {"accuracy": 4.0},
         "base": {"accuracy": 0.0},
         **{name: {"accuracy": n + 1.0} for n, name in enumerate(order)},
