@@ -15,7 +15,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import ml_collections
@@ -230,10 +230,22 @@ def allowed(kind: Any, name: str) -> str:
     return words.get(kind, str(kind))
 
 
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(`section.field`, value) of nested mappings; an empty one is a value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+# How often to look at a run, and who else does: keys of a config that nothing of what is computed depends on.
+LOOKING = ("log_every", "save_every", "tensorboard", "wandb")
+
+
 def described(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the result depends on, as plain values: what a workdir's config.json holds. How often to look is no part."""
-    looking = ("log_every", "save_every", "tensorboard", "wandb")
-    return {name: value for name, value in config.to_dict().items() if name not in looking}
+    return {name: value for name, value in config.to_dict().items() if name not in LOOKING}
 
 
 def check_secrets(config: ml_collections.ConfigDict) -> None:

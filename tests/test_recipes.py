@@ -1,9 +1,9 @@
 """docs/recipes.md says what `--dry_run` says."""
 
-import importlib.util
 import pathlib
 
 import pytest
+from tiny_files import loaded
 
 from gfn_jax.models.chips import chip
 
@@ -12,10 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def book():
-    spec = importlib.util.spec_from_file_location("recipes", ROOT / "docs" / "recipes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "docs" / "recipes.py")
 
 
 def test_every_recipe_is_on_the_page_with_its_command(book):

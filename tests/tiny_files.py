@@ -1,14 +1,24 @@
 """Small files of our own in the formats of the original data sets."""
 
 import csv
+import importlib.util
 import json
 import pathlib
+import types
 from collections.abc import Iterable, Sequence
 
 from gfn_jax.datasets.rocstories import COLUMNS
 from gfn_jax.datasets.subj import FILES, LABELS
 from gfn_jax.tasks.arithmetic_data import RELEASED_FILES
 from gfn_jax.worlds.arithmetic_splits import generate_splits
+
+
+def loaded(path: pathlib.Path) -> types.ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_stories(path: pathlib.Path, stories: Iterable, columns: Sequence[str] = ("storyid", "storytitle", *COLUMNS)):

@@ -23,12 +23,13 @@ from gfn_jax.runs.saved import SavedRun, read_run, restore, restore_adapter
 from gfn_jax.runs.weights import load_base
 from gfn_jax.samplers.smc import SMC
 from gfn_jax.samplers.twists import Answer, Flow, NoTwist, Twist, Value
+from gfn_jax.sections import LOOKING
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 
 TWISTS: dict[str, type[NoTwist] | type[Answer] | type[Flow]] = {"unit": NoTwist, "answer": Answer, "flow": Flow}
 # What a run's config.json need not have.
-UNSAVED = {"log_every", "save_every", "tensorboard", "wandb", "report", "certificate", "start"}
+UNSAVED = {*LOOKING, "report", "certificate", "start"}
 _log = logging.getLogger("gfn_jax")
 
 

@@ -151,7 +151,16 @@ def whole_numbers(values: flags.FlagValues, name: str) -> tuple[int, ...]:
     Raises:
         ValueError: it is empty, or a word is no whole number.
     """
-    words = [word.strip() for word in values[name].value or ()]
+    return distinct_numbers(values[name].value or (), name)
+
+
+def distinct_numbers(words: Iterable[str], name: str) -> tuple[int, ...]:
+    """Words as whole numbers, each once; `name` is the flag's.
+
+    Raises:
+        ValueError: there is none, or one is no whole number.
+    """
+    words = [word.strip() for word in words]
     if not words or not all(word.isdecimal() for word in words):
         raise ValueError(f"--{name} is {','.join(words)!r}; it must be whole numbers, for instance 0,1,2")
     return tuple(dict.fromkeys(map(int, words)))

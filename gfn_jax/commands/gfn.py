@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from gfn_jax.commands import cli
-from gfn_jax.commands.gfn_help import HELP, LINES
+from gfn_jax.commands.gfn_help import HELP
 from gfn_jax.commands.shipped import make_importable, nearest, resolve
 from gfn_jax.studies.plan import version
 
@@ -91,7 +91,7 @@ def placed(words: list[str], bare: Mapping[str, Callable[[str], str]]) -> list[s
 def overview(doc: str | None) -> str:
     """What `gfn --help` prints: the commands, a line each."""
     width = max(map(len, COMMANDS))
-    lines = [f"    {name.ljust(width)}  {LINES[name]}" for name in COMMANDS]
+    lines = [f"    {name.ljust(width)}  {HELP[name].partition(chr(10))[0].rstrip('.')}" for name in COMMANDS]
     ending = (
         "`gfn COMMAND --help` says more of one. What is wrong ends in one line `error: ...`; --debug shows tracebacks."
     )

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -18,8 +18,8 @@ TEXT = {
     "out": ("runs/compare", "folder of compare.json, .png and .svg"),
 }
 SEEDS = "seed-*"
-# Of a run's evaluation: what changes nothing of how the policy itself is measured.
-UNSEEN = ("every", "shots", "frequent", "batch", "beside", "questions", "reviews", "prompts", "stories")
+# Of a run's evaluation, beside `protocol.BESIDE`: how many are asked on the way, and which rows are shown too.
+SAMPLED = ("beside", "questions", "reviews", "prompts", "stories", "seed")
 
 
 def main(argv: list[str], doc: str | None) -> int:
@@ -107,15 +107,17 @@ def check_alike(runs: "Sequence[tuple[str, Found]]") -> None:
 
 def asked(run: "Found") -> tuple[dict[str, Any], dict[str, list[str]]]:
     """What a run was asked: its task, split, counts of questions; and the questions that it shows, split by split."""
+    from gfn_jax.evaluation.report import read_json
     from gfn_jax.studies.beside import own_method
+    from gfn_jax.studies.protocol import BESIDE
 
     own = own_method(run)
     facts: dict[str, Any] = {"task": run.results.get("task"), "report": own}
     values = (run.questions or {}).get(own, {})
     facts |= {f"questions of {metric}": len(row) for metric, row in values.items()}
-    config = read_config(run.folder)
+    config = read_json(run.folder / "config.json")  # of EM and STaR, which are several runs, each has its own
     for key, value in config.get("evaluation", {}).items():
-        if key not in UNSEEN and key != "seed":
+        if key not in (*BESIDE, *SAMPLED):
             facts[f"evaluation.{key}"] = value
     shown: dict[str, list[str]] = {}
     path = run.folder / "samples.jsonl"
@@ -125,13 +127,6 @@ def asked(run: "Found") -> tuple[dict[str, Any], dict[str, list[str]]]:
             if sample["question"] not in shown.setdefault(sample["split"], []):
                 shown[sample["split"]].append(sample["question"])
     return facts, shown
-
-
-def read_config(folder: pathlib.Path) -> Mapping[str, Any]:
-    """A run's config.json; nothing of several runs in turn (EM, STaR), which each have their own."""
-    path = folder / "config.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
 
 
 def compare(

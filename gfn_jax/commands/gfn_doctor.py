@@ -12,8 +12,6 @@ from absl import flags
 from gfn_jax.commands import cli, shipped
 from gfn_jax.studies import plan, pool
 
-PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")
-
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
@@ -38,9 +36,8 @@ def prepare(values: flags.FlagValues) -> Iterator[str]:
         RuntimeError: something is, in one line.
     """
     wrong = []
-    yield "\n".join(
-        [f"{'python':18}{platform.python_version()}", *(f"{name:18}{plan.version(name)}" for name in PACKAGES)]
-    )
+    there = {**plan.versions(), "matplotlib": plan.version("matplotlib")}
+    yield "\n".join(f"{name:18}{version}" for name, version in there.items())
     wrong += unmet()
     cores, memory = pool.cores(), pool.machine_gigabytes()
     yield f"machine           {platform.system()} {platform.machine()}, {cores} cores, {memory:.0f} GB"

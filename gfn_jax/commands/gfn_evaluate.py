@@ -12,6 +12,7 @@ from absl import flags
 from gfn_jax.commands import cli
 from gfn_jax.commands.gfn_train import meant, split
 from gfn_jax.commands.progress import progress
+from gfn_jax.sections import leaves
 
 EXAMPLE = "write gfn evaluate WORKDIR"
 TEXT = {
@@ -97,15 +98,6 @@ def own_section(config: Mapping[str, Any]) -> list[str]:
         return []
     known = {"lora", "sampling", "exploration", "replay", "objective", "optimizer", "reward", "certificate", "em"}
     return [name for name, value in config.items() if isinstance(value, dict) and name not in known | {*ASKED}]
-
-
-def leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of nested mappings."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def value_of(text: str, before: Any) -> Any:

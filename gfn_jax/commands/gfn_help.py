@@ -2,22 +2,7 @@
 
 from collections.abc import Mapping
 
-LINES: Mapping[str, str] = {
-    "train": "trains what a config describes; several seeds, a small sweep",
-    "evaluate": "measures a run's policy again: another split, test set, adapter, number of samples",
-    "sample": "completions of a run's policy, or of any base and adapter, with log q and log R",
-    "export": "a run's adapter as a PEFT folder, or merged into its base",
-    "compare": "runs beside each other: means, spreads, intervals, paired differences, a plot",
-    "configs": "the configs, their presets, and what every key means",
-    "doctor": "versions, devices, memory, and whether they compute what they should",
-    "certify": "how far a run's policy is from its posterior",
-    "tune": "settings of a method, chosen on validation questions",
-    "reproduce": "the paper's tables and figures",
-    "benchmark": "how fast a step is, part by part",
-    "bench": "PosteriorBench: samplers against posteriors that are known exactly",
-}
-
-TRAIN = """Trains what a config describes.
+TRAIN = """Trains what a config describes; several seeds, a small sweep.
 
     gfn train arith                                   # configs/arith.py, as its preset :tiny has it
     gfn train arith:supervised --optimizer.learning_rate=1e-3
@@ -77,7 +62,7 @@ EXPORT = """A run's adapter as a PEFT folder, or merged into its base, with a mo
 Base, rank, scale, dtype and the card's results are the run's own; flags override.
 """
 
-COMPARE = """Runs beside each other.
+COMPARE = """Runs beside each other: means, spreads, intervals, paired differences, a plot.
 
     gfn compare runs/arith-tiny runs/arith-supervised
     gfn compare gflownet=runs/a-seeds ppo=runs/b-seeds --metrics=accuracy_5     # folders of seeds: one row each

@@ -17,6 +17,7 @@ from gfn_jax.commands import cli, train
 from gfn_jax.commands.config_flag import load_config
 from gfn_jax.commands.progress import progress
 from gfn_jax.commands.shipped import nearest, resolve
+from gfn_jax.sections import leaves
 from gfn_jax.studies.study import LAUNCH, Job, config_words
 
 EXAMPLE = "name one, for instance `gfn train arith`; `gfn configs` lists them"
@@ -120,7 +121,7 @@ def read_line(words: Sequence[str]) -> Line:
     if len(named) > 1:
         raise ValueError(f"{named[1]!r} is no flag; write --KEY=VALUE (the config is {named[0]})")
     source = resolve(named[0])
-    keys = leaves(load_config(source))
+    keys = list(keys_of(load_config(source)))
     launch, given, sweep, own = [], [], {}, {}
     seeds: tuple[int, ...] = ()
     for name, value in pairs:
@@ -138,7 +139,7 @@ def read_line(words: Sequence[str]) -> Line:
         elif name.startswith(SWEEP):
             sweep[key] = listed(name, value)
         elif key == SEED and "," in (value or ""):
-            seeds = whole(value or "")
+            seeds = cli.distinct_numbers((value or "").split(","), SEED)
         else:
             given.append(f"--{CONFIG}{key}{text}")
     if SEED in sweep:
@@ -146,7 +147,7 @@ def read_line(words: Sequence[str]) -> Line:
     taken = sorted(key for key in sweep for word in given if word.partition("=")[0] == f"--{CONFIG}{key}")
     if taken:
         raise ValueError(f"--{taken[0]} and --{SWEEP}{taken[0]} are both given: leave one out")
-    workers = whole(own.get("workers") or "1", "workers")[0]
+    workers = cli.distinct_numbers((own.get("workers") or "1").split(","), "workers")[0]
     if workers < 1:
         raise ValueError(f"--workers is {workers}; it must be 1 or more")
     return Line(source, tuple(launch), tuple(given), seeds, sweep, "print_config" in own, workers)
@@ -172,13 +173,9 @@ def split(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]
     return pairs, bare
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
-    """The keys of a config's values, `optimizer.learning_rate` among them."""
-    found = []
-    for key in config:
-        value = config[key]
-        found += leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"]
-    return found
+def keys_of(config: ConfigDict) -> dict[str, Any]:
+    """The keys of a config's values, `optimizer.learning_rate` among them, with these; not those of empty sections."""
+    return {key: value for key, value in leaves(config.to_dict()) if value != {}}
 
 
 def meant(name: str, key: str, keys: Sequence[str]) -> str:
@@ -212,18 +209,6 @@ def listed(name: str, value: str | None) -> tuple[str, ...]:
     return values
 
 
-def whole(value: str, name: str = SEED) -> tuple[int, ...]:
-    """Whole numbers, each once, as they were given.
-
-    Raises:
-        ValueError: a word is none.
-    """
-    words = [word.strip() for word in value.split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise ValueError(f"--{name} is {value!r}; it must be whole numbers, for instance 0,1,2")
-    return tuple(dict.fromkeys(map(int, words)))
-
-
 def listen(request: Request) -> contextlib.AbstractContextManager[None]:
     """Progress, as the launcher has it; of what is printed, nothing."""
     if request.line.print_config:
@@ -243,15 +228,7 @@ def prepare(request: Request) -> Iterable[str]:
 
 def shown(config: ConfigDict) -> str:
     """A config as KEY=VALUE lines, each of which `gfn train` takes as a flag."""
-    values = {key: value_at(config, key) for key in leaves(config)}
-    return "\n".join(f"{key}={value}" for key, value in values.items())
-
-
-def value_at(config: Any, key: str) -> Any:
-    """The value of `section.field`."""
-    for part in key.split("."):
-        config = config[part]
-    return config
+    return "\n".join(f"{key}={value}" for key, value in keys_of(config).items())
 
 
 def several(line: Line, values: flags.FlagValues) -> Iterable[str]:

@@ -18,7 +18,6 @@ from gfn_jax.studies.found import Facts
 from gfn_jax.studies.study import LAUNCH, Job, Study
 
 PRESETS = ("tiny", "paper")
-PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 TEXT = {
     "what": ("all", "names of tables and figures, separated by commas"),
     "workdir": ("runs/reproduce", "where every job has a folder; run again, what is missing is run"),
@@ -77,8 +76,7 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
         return [page(planned, workers, values.preset)]
     command = shlex.join(["python", "-m", "gfn_jax.reproduce", *argv[1:]])
     now = datetime.datetime.now().astimezone().isoformat(timespec="minutes")
-    versions = {"python": platform.python_version()} | {name: plan.version(name) for name in PACKAGES}
-    facts = Facts(command, values.preset, seeds, now, machine(), versions)
+    facts = Facts(command, values.preset, seeds, now, machine(), plan.versions())
     return reproduce(planned, [there[name] for name in names], workers, root, workdir, out, facts)
 
 

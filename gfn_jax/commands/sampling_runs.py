@@ -41,7 +41,6 @@ from gfn_jax.types import Query
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-QUERIES = 4  # of the task, where nobody gives a prompt or says how many
 _log = logging.getLogger("gfn_jax")
 
 
@@ -57,9 +56,9 @@ class OfRun:
     """
 
     workdir: str
-    step: str = "newest"
-    split: str | None = None
-    queries: int = QUERIES
+    step: str
+    split: str | None
+    queries: int
 
 
 def sample_run(of: OfRun, settings: Settings, given: Collection[str]) -> Iterator[list[Sample]]:

@@ -141,6 +141,12 @@ def write_questions(path: pathlib.Path, questions: Mapping[str, Mapping[str, Seq
     write_whole(path, "{\n" + ",\n".join(methods) + "\n}\n")
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_suffix(".partial")

@@ -19,6 +19,7 @@ from gfn_jax.models.language_model import LanguageModel
 
 Report = Literal["test", "validation"]
 OWN: Mapping[Report, str] = {"test": "policy", "validation": "validation"}  # what the policy is called in the results
+FACTS = ("budget", "certificate")  # of a results.json, that are mappings as methods are
 
 
 def measured(evaluator: Evaluator, policy: LanguageModel, report: Report, plain: Evaluator | None = None) -> Findings:
@@ -38,16 +39,39 @@ def measured(evaluator: Evaluator, policy: LanguageModel, report: Report, plain:
     return Findings(methods, "\n".join(lines))
 
 
+def own_method(results: Mapping[str, Any]) -> str:
+    """What the policy is called in a results.json.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    for name in OWN.values():
+        if isinstance(results.get(name), dict):
+            return name
+    raise ValueError(f"the results have none of {', '.join(OWN.values())}")
+
+
 def own_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
     """The policy's, of a results.json.
 
     Raises:
         ValueError: there are none.
     """
-    for name in OWN.values():
-        if name in results:
-            return dict(results[name])
-    raise ValueError(f"the results have none of {', '.join(OWN.values())}")
+    return dict(results[own_method(results)])
+
+
+def methods_of(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Method -> its numbers, of a results.json, the policy's first; what else there is are facts about the run."""
+    found = {
+        name: {
+            metric: value
+            for metric, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for name, values in results.items()
+        if isinstance(values, dict) and name not in FACTS
+    }
+    return {name: found[name] for name in sorted(found, key=lambda name: name not in OWN.values()) if found[name]}
 
 
 def leave(folder: pathlib.Path, facts: Mapping[str, Any], findings: Findings, pending: tuple[str, ...] = ()) -> None:

@@ -21,7 +21,7 @@ from gfn_jax.runs.config import (
 )
 from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry, task_entry
 from gfn_jax.runs.rewards import RewardConfig
-from gfn_jax.sections import allowed, field_types, meanings
+from gfn_jax.sections import allowed, field_types, leaves, meanings
 from gfn_jax.tasks.texts import TextConfig
 from gfn_jax.training.mesh import MeshConfig
 from gfn_jax.training.optimizer import OptimizerConfig
@@ -101,14 +101,10 @@ def explained(config: Mapping[str, Any], classes: Classes) -> list[Key]:
     return found
 
 
-def values_of(config: Mapping[str, Any], classes: Classes, prefix: str = "") -> list[tuple[str, str, str, Any]]:
+def values_of(config: Mapping[str, Any], classes: Classes) -> list[tuple[str, str, str, Any]]:
     """(section, field, the rest of the key, value) of each value."""
     found = []
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            found += values_of(value, classes, f"{key}.")
-            continue
+    for key, value in leaves(config):
         section = max((one for one in classes if not one or key.startswith(f"{one}.")), key=len)
         field, _, rest = key.removeprefix(f"{section}." if section else "").partition(".")
         found.append((section, field, rest, value))

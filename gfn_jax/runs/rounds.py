@@ -13,7 +13,15 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from gfn_jax.evaluation.report import QUESTIONS, RESULTS, SAMPLES, write_questions, write_results, write_whole
+from gfn_jax.evaluation.report import (
+    QUESTIONS,
+    RESULTS,
+    SAMPLES,
+    read_json,
+    write_questions,
+    write_results,
+    write_whole,
+)
 from gfn_jax.runs.budget import total
 from gfn_jax.runs.config import PolicyRun
 from gfn_jax.runs.ending import OWN
@@ -81,8 +89,8 @@ def write_rounds(
     if jax.process_index() != 0:
         return
     *_, last = runs.values()
-    questions, own = questions_of(last), OWN[config.values.report]
-    own_questions = {name: questions_of(folder).get(own) for name, folder in runs.items()}
+    questions, own = read_json(last / QUESTIONS), OWN[config.values.report]
+    own_questions = {name: read_json(folder / QUESTIONS).get(own) for name, folder in runs.items()}
     write_questions(workdir / QUESTIONS, questions | {name: found for name, found in own_questions.items() if found})
     if (last / SAMPLES).exists():
         write_whole(workdir / SAMPLES, (last / SAMPLES).read_text())
@@ -90,13 +98,6 @@ def write_rounds(
     spent = total([*(results_of(folder).get("budget") for folder in runs.values()), *between])
     found = {**methods_of(last), **rows, "budget": spent}  # None, not the last run's, where one is not known
     write_results(workdir / RESULTS, {**facts, "seconds": round(seconds, 1), **found})
-
-
-def questions_of(workdir: pathlib.Path) -> dict[str, Any]:
-    """What a run has left in its questions.json; nothing where it has left none."""
-    path = workdir / QUESTIONS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
 
 
 def last_words(page: str, lines: list[str], workdir: pathlib.Path) -> str:

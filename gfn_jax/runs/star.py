@@ -32,7 +32,7 @@ import numpy as np
 
 from gfn_jax.algorithms.entry import AlgorithmEntry
 from gfn_jax.algorithms.sft import SFTConfig, SupervisedFinetuning
-from gfn_jax.evaluation.report import RESULTS, write_whole
+from gfn_jax.evaluation.report import RESULTS, read_json, write_whole
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.language_model import LanguageModel
@@ -282,9 +282,7 @@ def remember(config: PolicyRun, folder: pathlib.Path, kept: Sequence[Rationale])
 
 def sampling_of(folder: pathlib.Path) -> dict[str, Any] | None:
     """What was spent on a round's rationales (`Budget.as_dict`); None where that was not written down."""
-    path = folder / SAMPLING_FILE
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    return read_json(folder / SAMPLING_FILE) or None
 
 
 def remembered(config: PolicyRun, folder: pathlib.Path) -> list[Rationale] | None:

@@ -6,21 +6,19 @@ the values of the same questions, questions too.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gfn_jax.evaluation.report import QUESTIONS, RESULTS, table
-from gfn_jax.runs.ending import OWN
+from gfn_jax.evaluation.report import QUESTIONS, RESULTS, read_json, table
+from gfn_jax.runs import ending
 from gfn_jax.studies import cells
 from gfn_jax.studies.found import Found
 from gfn_jax.studies.study import Cells, Column, Figure, Interval, Job, Row, Study
 
 SHOWN = 4  # metrics of a table, where nobody names them
-NO_METHODS = ("budget", "certificate")  # of a results.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +46,14 @@ def read_found(folder: pathlib.Path) -> Found:
     def read(name: str) -> Any:
         path = folder / name
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
+            return read_json(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read ({error})") from error
 
     results = read(RESULTS)
-    if results is None:
+    if not results:
         raise ValueError(f"{folder} has no {RESULTS}: there is no run there that has ended")
-    return Found(folder, results, read(QUESTIONS), {})
+    return Found(folder, results, read(QUESTIONS) or None, {})
 
 
 def own_method(found: Found) -> str:
@@ -66,25 +62,22 @@ def own_method(found: Found) -> str:
     Raises:
         ValueError: they have none.
     """
-    for name in OWN.values():
-        if isinstance(found.results.get(name), dict):
-            return name
-    raise ValueError(f"the results in {found.folder} have none of {', '.join(OWN.values())}")
+    try:
+        return ending.own_method(found.results)
+    except ValueError as error:
+        raise ValueError(f"{found.folder}: {error}") from error
 
 
 def metrics_of(found: Found, method: str) -> list[str]:
     """The numbers among a method's metrics, in the order of the results."""
-    values = found.results.get(method)
-    if not isinstance(values, dict):
-        return []
-    return [name for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return list(ending.methods_of(found.results).get(method, ()))
 
 
 def methods_of(found: Found, metrics: Sequence[str]) -> list[str]:
     """The methods of a run's results that have one of the metrics: the policy first, the base and its other ways."""
     own = own_method(found)
-    others = [name for name in found.results if name not in (own, *NO_METHODS)]
-    return [own, *(name for name in others if set(metrics) & set(metrics_of(found, name)))]
+    others = [name for name, values in ending.methods_of(found.results).items() if {*metrics} & values.keys()]
+    return [own, *(name for name in others if name != own)]
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import statistics
@@ -27,6 +28,7 @@ from gfn_jax.studies.study import SEED, Job, Study
 
 State = Literal["done", "interrupted", "failed", "changed", "missing"]
 RECORD, PARTIAL = "job.json", "job.partial"
+PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
 _NAME = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*")
 _FOLDER = re.compile(r"\{([\w./+-]+)\}")
 
@@ -243,6 +245,11 @@ def write_record(folder: pathlib.Path, record: Record) -> None:
 def new_record(planned: Planned) -> Record:
     """Of a job that has never run."""
     return Record(planned.identity, planned.job.module, planned.arguments, None, 0.0, 0.0, 0.0, version())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that what is found may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def version(package: str = "gfn_jax") -> str:

@@ -52,7 +52,8 @@ def check_protocol(study: Study, configs: Mapping[str, Mapping[str, Any]]) -> No
         ValueError: two rows differ, in one line; or as `check_trials`.
     """
     for task, names in study.tuned.items():
-        check_trials(task, [name for name in names if name not in untuned(task, names)])
+        missing = untuned(task, names)
+        check_trials(task, [name for name in names if name not in missing])
     first: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
     for row in study.rows:
         for place, job in enumerate(row.jobs):

@@ -6,22 +6,19 @@ Any workdir will do, whatever was trained there and whenever; what it lacks is l
 import itertools
 import json
 import pathlib
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gfn_jax.evaluation.report import RESULTS, SAMPLES, write_whole
-from gfn_jax.runs.ending import OWN
+from gfn_jax.evaluation.report import RESULTS, SAMPLES, read_json, write_whole
+from gfn_jax.runs.ending import methods_of
 from gfn_jax.studies import figures
 from gfn_jax.studies.curves import curves_of, draw_curves, read_metrics
 from gfn_jax.studies.html import command, definitions, details, document, figure, scrolling, text
 from gfn_jax.studies.page import certificate_table
-from gfn_jax.studies.plan import version
+from gfn_jax.studies.plan import versions
 
 PAGE, PLOTS = "report.html", "plots"
-PACKAGES = ("gfn_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers")
-FACTS = ("budget", "certificate")  # of results.json, that are no methods
 CAPTIONS = {
     "train": "Training: every step, by its number; long runs as means of neighbouring steps.",
     "eval": "Evaluated on the way, on validation queries.",
@@ -38,7 +35,7 @@ def write_run_page(workdir: pathlib.Path, words: str = "") -> pathlib.Path:
     Raises:
         OSError, ValueError: a file cannot be read or written.
     """
-    results, config = (_read(workdir / name) for name in (RESULTS, "config.json"))
+    results, config = (read_json(workdir / name) for name in (RESULTS, "config.json"))
     drawn = draw_all(workdir)
     title = _title(results, config)
     certificate = results.get("certificate") or {}
@@ -69,17 +66,6 @@ def draw_all(workdir: pathlib.Path) -> dict[str, str]:
             (workdir / PLOTS / f"{kind}.png").write_bytes(drawing.png)
             found[{"train": "Training", "eval": "Evaluation"}[kind]] = figure(drawing.inline, caption)
     return found
-
-
-def methods_of(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Method -> its numbers; what else results.json has are facts about the run."""
-    found = {
-        name: {metric: value for metric, value in values.items() if _number(value)}
-        for name, values in results.items()
-        if isinstance(values, dict) and name not in FACTS
-    }
-    names = sorted(found, key=lambda name: name not in OWN.values())  # the policy's own first, where a page is narrow
-    return {name: found[name] for name in names if found[name]}
 
 
 def result_table(results: Mapping[str, Any]) -> str:
@@ -132,13 +118,12 @@ def _sample(sample: Mapping[str, Any]) -> str:
 
 
 def _made(results: Mapping[str, Any], config: Mapping[str, Any], words: str) -> str:
-    versions = [("Python", platform.python_version()), *((name, version(name)) for name in PACKAGES)]
     budget = results.get("budget") or {}
     entries = [
         ("Command", command(results.get("command") or words)),
         *((escape(name), escape(_shown(value))) for name, value in budget.items()),
         ("Config digest", escape(str(results["config_digest"]))) if "config_digest" in results else None,
-        ("Versions", escape(", ".join(f"{name} {version}" for name, version in versions))),
+        ("Versions", escape(", ".join(f"{name} {version}" for name, version in versions().items()))),
     ]
     settings = f"<pre>{escape(json.dumps(config, indent=1, sort_keys=True))}</pre>"
     made = definitions(entry for entry in entries if entry is not None)
@@ -161,16 +146,6 @@ def _about(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "seconds of training": results.get("seconds"),
     }
     return "; ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file; nothing where there is none."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: float | None) -> str:

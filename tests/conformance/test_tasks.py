@@ -1,7 +1,6 @@
 """What every registered task must hold, whoever wrote it: a new line in `TASKS` is tested by these unasked."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from gfn_jax.commands import dry_run
+from gfn_jax.commands.config_flag import load_config
 from gfn_jax.commands.train import parse
 from gfn_jax.models.checkpoint import load_model, read_config
 from gfn_jax.models.language_model import LanguageModel
@@ -50,10 +50,7 @@ def configs():
     """Task -> (the file of its config, its presets)."""
     found = {}
     for path in sorted(CONFIGS.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        task = module.get_config().get("task")
+        task = load_config(str(path)).get("task")
         if task in TASKS or task == OWN:
             found[task] = path
     return found

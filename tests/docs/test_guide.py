@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from documents import ROOT
+from tiny_files import loaded
 
 from gfn_jax.evaluation.report import Findings
 from gfn_jax.policy.constraint import make_constraint
@@ -141,9 +142,7 @@ def test_the_faq_knows_every_metric_of_a_line_of_progress():
 
 
 def test_pictures_are_what_their_script_draws():
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
-    pictures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pictures)
+    pictures = loaded(ROOT / "docs" / "pictures.py")
     drawn = {name: draw() for name, draw in pictures.PICTURES.items()}
     there = {name: pathlib.Path(pictures.FOLDER / f"{name}.svg").read_text(encoding="utf-8") for name in drawn}
     assert drawn == there, "python docs/pictures.py"

@@ -1,19 +1,16 @@
 """The documents say what docs/results says, and the script that puts it there does what it says."""
 
-import importlib.util
 import pathlib
 
 import pytest
+from tiny_files import loaded
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def fill():
-    spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "docs" / "fill.py")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The main job through its own config: a run of a few steps, as `python -m gfn_jax.launch` makes it."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import logging.handlers
@@ -16,6 +15,7 @@ from tiny_files import write_questions
 from tiny_worlds import check_questions
 
 from gfn_jax import certify
+from gfn_jax.commands.config_flag import load_config
 from gfn_jax.evaluation import arithmetic, remembered, sampling
 from gfn_jax.runs.build import build
 from gfn_jax.training.loop import train
@@ -24,10 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def small_config():
-    spec = importlib.util.spec_from_file_location("arith", ROOT / "configs" / "arith.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("tiny")
+    config = load_config(f"{ROOT}/configs/arith.py:tiny")
     config.steps = 4
     config.save_every = 2
     config.optimizer.warmup_steps = 1

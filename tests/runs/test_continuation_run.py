@@ -1,6 +1,5 @@
 """Sentence continuation through its own config, and the paper's prompts through the whole of it."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_tokenizers import BYTE_LEVEL
 
+from gfn_jax.commands.config_flag import load_config
 from gfn_jax.models.checkpoint import save_model
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.families import read_settings
@@ -20,10 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def small_config(**continuation):
-    spec = importlib.util.spec_from_file_location("continuation", ROOT / "configs" / "continuation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("tiny")
+    config = load_config(f"{ROOT}/configs/continuation.py:tiny")
     config.steps = config.save_every = 2
     config.optimizer.warmup_steps = 1
     config.continuation.update({"count": 24, "validation": 4, "max_length": 6, **continuation})

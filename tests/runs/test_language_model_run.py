@@ -1,7 +1,6 @@
 """Pretraining and fine-tuning through their own configs, as `python -m gfn_jax.launch` makes them."""
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from gfn_jax.algorithms.language_model import Phase, epoch_order, phase_order
+from gfn_jax.commands.config_flag import load_config
 from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.models.adapters import load_adapter
 from gfn_jax.models.checkpoint import load_model, read_config
@@ -30,10 +30,7 @@ TEXT = [f"Question: {a} + {b} = ? Answer: {a + b}." for a in range(4) for b in r
 
 
 def config_of(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return load_config(f"{ROOT}/configs/{name}.py")
 
 
 def small_pretraining():

@@ -1,9 +1,9 @@
-import importlib.util
 import pathlib
 
 import numpy as np
 import pytest
 
+from gfn_jax.commands.config_flag import load_config
 from gfn_jax.runs.config import read_pretraining
 from gfn_jax.worlds.corpora import CORPORA, corpus_kind
 
@@ -11,10 +11,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def pretraining(name: str):
-    spec = importlib.util.spec_from_file_location("pretrain", CONFIGS / "pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(name)
+    return load_config(f"{CONFIGS}/pretrain.py:{name}")
 
 
 @pytest.mark.parametrize("name", CORPORA)
