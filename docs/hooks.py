@@ -62,10 +62,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Files) -> str:
-    """Equations as MathML."""
-    return EQUATION.sub(
-        lambda found: convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline"), content
-    )
+    """Equations as MathML; one that is wider than a phone scrolls by itself."""
+
+    def drawn(found: re.Match[str]) -> str:
+        equation = html.unescape(found[2])
+        if found[1] == "div":
+            return f'<div style="overflow-x: auto">{convert(equation, display="block")}</div>'
+        return convert(equation, display="inline")
+
+    return EQUATION.sub(drawn, content)
 
 
 def rooms() -> dict[str, dict[str, str]]:
