@@ -4,6 +4,8 @@
     --workdir=DIR       where the run writes, runs/CONFIG-PRESET by default; run again, it goes on from there
     --distributed       joins the other processes of a cluster; not needed where the environment names them
                         (SLURM, Open MPI, a TPU slice on Kubernetes, JAX_COORDINATOR_ADDRESS)
+    --sampler=N         draws rows for the learner of the same run: one of its --config.asynchronous.samplers, from 0,
+                        where --config.asynchronous.local is False
     --dry_run           says what the run would take in memory and arithmetic, on any --config.mesh, and ends there
     --debug             shows tracebacks; so does GFN_JAX_DEBUG=1
 

@@ -92,6 +92,7 @@ class Sampled:
 
     query: Query  # [P, Q / P, ...]
     trajectory: Trajectory  # [P, rows, T]
+    age: Int[Array, ""] | None = None  # by how many steps whoever drew them is older than who learns from them; None: 0
 
 
 @struct.dataclass

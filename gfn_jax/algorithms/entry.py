@@ -30,6 +30,7 @@ class Ingredients:
         steps: of the run.
         end_of_text: the token that ends a text, where the tokenizer has one.
         valid: which completions of some queries are right, where the task knows (`Task.valid`); else None.
+        stale: whether fresh rows may have been drawn by an older policy (`runs.asynchronous`).
     """
 
     reward: Reward
@@ -41,6 +42,7 @@ class Ingredients:
     steps: int = 1
     end_of_text: int | None = None
     valid: Callable[[Query, Rollout], Bool[Array, " B"]] | None = None
+    stale: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,10 +255,12 @@ class OffPolicy(OnPolicy):
 
     def store(self, state: TrainState, constants: Constants, sampled: Sampled, keys: Keys) -> Collected:
         """Puts fresh rows into the buffer and adds rows from there, micro-batch after micro-batch."""
+        drawn_at = state.step if sampled.age is None else state.step - sampled.age
 
         def one(buffer: buffers.ReplayBuffer, part: tuple) -> tuple:
             number, query, fresh = part
-            batch, buffer, described = self.recall(buffer, query, fresh, keys.part(number).replay, state.step)
+            own = keys.part(number).replay
+            batch, buffer, described = self.recall(buffer, query, fresh, own, state.step, drawn_at)
             return buffer, (batch, described)
 
         given = (jnp.arange(self.given.sampling.micro_batches), sampled.query, sampled.trajectory)
@@ -272,14 +274,25 @@ class OffPolicy(OnPolicy):
             **{f"buffer_{name}": value for name, value in held.items()},
             "reward_temperature": self.given.sampling.reward_temperature(state.step),
         }
+        if sampled.age is not None:
+            metrics["staleness"] = sampled.age.astype(jnp.float32)
         return Collected(batches, dataclasses.replace(state.memory, buffer=buffer), metrics)
 
     def recall(
-        self, buffer: buffers.ReplayBuffer, query: Query, fresh: Trajectory, key: jax.Array, step: Int[Array, ""]
+        self,
+        buffer: buffers.ReplayBuffer,
+        query: Query,
+        fresh: Trajectory,
+        key: jax.Array,
+        step: Int[Array, ""],
+        drawn_at: Int[Array, ""],
     ) -> tuple[Batch, buffers.ReplayBuffer, dict[str, Weighted]]:
-        """One micro-batch: its fresh rows into the buffer, others from there beside them, and what they are like."""
+        """One micro-batch: its fresh rows into the buffer, others from there beside them, and what they are like.
+
+        Fresh rows were drawn after `drawn_at` steps, others are drawn now, after `step`.
+        """
         temperature = self.given.sampling.reward_temperature(step)
-        buffer = buffers.add(buffer, query.example_id, fresh, self.replay.tolerance, step)
+        buffer = buffers.add(buffer, query.example_id, fresh, self.replay.tolerance, drawn_at)
         batch, described = self.fresh_batch(query, fresh, temperature)
         if self.replay.samples:
             drawn = self.draw(buffer, key, query, step)
@@ -309,12 +322,16 @@ class OffPolicy(OnPolicy):
         return Batch(query, tempered, drawn.row_mask, stale, drawn.log_behavior, known)
 
     def diagnose(self, batch: Batch, scores: PolicyScores) -> dict[str, Measure]:
-        """As of fresh rows; and the effective sample size of replayed ones, weighted by q now / q when drawn."""
+        """As of fresh rows; and the effective sample size of rows that others drew, weighted by q now / q when drawn.
+
+        `replay_ess` of replayed rows; `fresh_ess` of fresh ones, where an older policy may have drawn them.
+        """
         described = super().diagnose(batch, scores)
+        log_ratio = jax.lax.stop_gradient(scores.log_pf.sum(axis=1)) - batch.log_behavior
         if self.replay.samples:
-            replayed = batch.used & ~batch.fresh & batch.known
-            log_ratio = jax.lax.stop_gradient(scores.log_pf.sum(axis=1)) - batch.log_behavior
-            described["replay_ess"] = EffectiveSize.of(log_ratio, replayed)
+            described["replay_ess"] = EffectiveSize.of(log_ratio, batch.used & ~batch.fresh & batch.known)
+        if self.given.stale:
+            described["fresh_ess"] = EffectiveSize.of(log_ratio, batch.used & batch.fresh)
         return described
 
 

@@ -66,7 +66,13 @@ class WeightedSFT(OffPolicy):
         return constants.base if self.config.proposal == "base" else self.policy(trainable, constants)
 
     def recall(
-        self, buffer: buffers.ReplayBuffer, query: Query, fresh: Trajectory, key: jax.Array, step: Int[Array, ""]
+        self,
+        buffer: buffers.ReplayBuffer,
+        query: Query,
+        fresh: Trajectory,
+        key: jax.Array,
+        step: Int[Array, ""],
+        drawn_at: Int[Array, ""],
     ) -> tuple[Batch, buffers.ReplayBuffer, dict[str, Weighted]]:
         """One micro-batch: rows from the buffer as it is, then the fresh ones into it."""
         sampling, temperature = self.given.sampling, self.given.sampling.reward_temperature(step)
@@ -85,7 +91,7 @@ class WeightedSFT(OffPolicy):
             )
             rows = on_task.beside(rows, replayed)
         counts &= jnp.isfinite(rows.log_reward)
-        buffer = buffers.add(buffer, query.example_id, fresh, self.replay.tolerance, step)
+        buffer = buffers.add(buffer, query.example_id, fresh, self.replay.tolerance, drawn_at)
         return dataclasses.replace(rows, own=Proposal(log_proposal, counts)), buffer, described
 
     def weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:

@@ -29,7 +29,7 @@ from gfn_jax.training import mesh as meshes
 
 TWISTS: dict[str, type[NoTwist] | type[Answer] | type[Flow]] = {"unit": NoTwist, "answer": Answer, "flow": Flow}
 # What a run's config.json need not have.
-UNSAVED = {*LOOKING, "report", "certificate", "start"}
+UNSAVED = {*LOOKING, "report", "certificate", "start", "asynchronous"}
 _log = logging.getLogger("gfn_jax")
 
 

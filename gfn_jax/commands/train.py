@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     values = cli.common_flags()
     flags.DEFINE_bool("distributed", False, "join the processes of a cluster", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "say what the run would take, and end", flag_values=values)
+    flags.DEFINE_integer("sampler", None, "draw rows for the run's learner", lower_bound=0, flag_values=values)
     workdir = source and default_workdir(source, argv)
     flags.DEFINE_string("workdir", workdir, "where the run writes", flag_values=values)
     define_config(values, argv, source)
@@ -77,8 +78,11 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     log.info("starting in %s", workdir)
     if values.distributed or in_cluster(os.environ):
         join_cluster(os.environ)
-    from gfn_jax.runs.build import build
+    from gfn_jax.runs.build import build, build_sampler
 
+    if values.sampler is not None:
+        sampler = build_sampler(values.config, workdir, values.sampler, given_keys(values))
+        return (words() for words in [sampler.complete])
     command = shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]])
     program = build(values.config, workdir, command, given_keys(values))
     import jax

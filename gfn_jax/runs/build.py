@@ -7,11 +7,12 @@ from typing import Protocol
 
 import ml_collections
 
-from gfn_jax.runs.config import Finetuning, Pretraining, read
+from gfn_jax.runs.config import Finetuning, PolicyRun, Pretraining, read
 from gfn_jax.runs.em import build_em
 from gfn_jax.runs.finetuning import build_finetuning
 from gfn_jax.runs.policy import build_policy
 from gfn_jax.runs.pretraining import build_pretraining
+from gfn_jax.runs.sampler import Sampler, sampler_of
 from gfn_jax.training.loop import Run, complete
 
 
@@ -62,3 +63,17 @@ def build(
     if parsed.em is not None:
         return build_em(parsed, parsed.em, workdir, command)
     return Single(build_policy(parsed, workdir, command))
+
+
+def build_sampler(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, number: int, given: Collection[str] = ()
+) -> Sampler:
+    """One of the samplers of the run that a config describes; arguments as of `build`, and which sampler, from 0.
+
+    Raises:
+        ValueError, FileNotFoundError: the run has no such sampler; or as `build`.
+    """
+    parsed = read(config, given)
+    if not isinstance(parsed, PolicyRun):
+        raise ValueError(f"--sampler is {number}, and a run of the task {config.task!r} has no samplers")
+    return sampler_of(parsed, workdir, number)

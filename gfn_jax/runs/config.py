@@ -21,6 +21,7 @@ from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import OF_PAIRS
+from gfn_jax.runs.asynchronous import AsynchronousConfig, check_asynchronous
 from gfn_jax.runs.certifying import CertificateConfig
 from gfn_jax.runs.registry import ALGORITHMS, algorithm_entry, blamed, task_entry
 from gfn_jax.runs.rewards import RewardConfig
@@ -192,6 +193,7 @@ class PolicyRun:
         task: the task's own section, an `entry.config`.
         evaluation: its evaluator's, an `entry.evaluation`.
         em: the rounds that this is the E-step of, or None.
+        asynchronous: who samples.
     """
 
     values: PolicyConfig
@@ -209,6 +211,7 @@ class PolicyRun:
     evaluation: Any
     certificate: CertificateConfig
     em: EMConfig | None
+    asynchronous: AsynchronousConfig
     described: Mapping[str, Any]
 
     @property
@@ -277,7 +280,7 @@ def read(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Poli
 def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> PolicyRun:
     """As `read`, of a config whose task is one."""
     values = top_level(PolicyConfig, config)
-    method = algorithm_entry(values.algorithm)
+    method, asynchronous = algorithm_entry(values.algorithm), section(AsynchronousConfig, config, "asynchronous")
     config = without_unread(config, method, given)
     sampling = read_sampling(config, method)
     if sampling.first_update >= values.steps:
@@ -290,7 +293,9 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
     with blamed(values.task, f"the evaluator of task {values.task}"):
         evaluation: Any = section(entry.evaluation, config, "evaluation")
     em = read_em(config, task, method)
-    if values.start is not None and (em is not None or method.program is not None):
+    in_turn = em is not None or method.program is not None
+    check_asynchronous(asynchronous, method.off_policy, values.algorithm, in_turn)
+    if values.start is not None and in_turn:
         several = "em.rounds" if em is not None else f"algorithm {values.algorithm!r}"
         raise ValueError(f"start is given, and the runs of {several} begin with fresh adapters: leave it out")
     return PolicyRun(
@@ -309,9 +314,25 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         evaluation=evaluation,
         certificate=section(CertificateConfig, config, "certificate"),
         em=em,
-        # A run that begins as the base is described as it was before there was anything else to begin as.
-        described={name: value for name, value in described(config).items() if name != "start" or value is not None},
+        asynchronous=asynchronous,
+        described=described_run(config),
     )
+
+
+def described_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a policy's run depends on.
+
+    One that begins as the base and samples for itself is described as it was before there was anything else; of
+    samplers, the staleness counts, and not how many there are, nor where.
+    """
+    found = described(config)
+    if found["start"] is None:
+        del found["start"]
+    if found["asynchronous"]["samplers"]:
+        found["asynchronous"] |= {"samplers": 1, "local": True}
+    else:
+        del found["asynchronous"]
+    return found
 
 
 def read_task(config: ml_collections.ConfigDict, entry: TaskEntry) -> Any:
@@ -337,6 +358,7 @@ def without_unread(
         ValueError: somebody did: the command line gives one of them a value; or no algorithm and no task reads it.
     """
     fixed = {"model", "data", "mesh", "lora", "sampling", "optimizer", "reward", "evaluation", "certificate", "em"}
+    fixed |= {"asynchronous"}
     fixed |= {task_entry(config.task).section}
     optional = {"exploration", "replay", "objective", *ALGORITHMS}
     for name in sorted(config):

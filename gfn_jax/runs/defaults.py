@@ -96,6 +96,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "weight_decay": 0.0,
         "clip_norm": 1.0,
     }
+    config.asynchronous = {"samplers": 0, "staleness": 1, "local": True}
     config.certificate = {"queries": 4, "samples": 128, "proposals": 1024, "exact": 100, "seed": 0}
     config.reward = {
         "task": 1.0,

@@ -9,6 +9,7 @@ from gfn_jax.algorithms.sampling import ExplorationConfig, ReplayConfig, Samplin
 from gfn_jax.models.config import BaseModelConfig, ModelConfig
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
+from gfn_jax.runs.asynchronous import AsynchronousConfig
 from gfn_jax.runs.certifying import CertificateConfig
 from gfn_jax.runs.config import (
     DataConfig,
@@ -82,6 +83,7 @@ def classes_of(config: Mapping[str, Any]) -> Classes:
         "objective": (ObjectiveConfig, Objective, ObjectiveConfig),
         "reward": (RewardConfig,),
         "certificate": (CertificateConfig,),
+        "asynchronous": (AsynchronousConfig,),
         "em": (EMConfig,),
         "evaluation": (entry.evaluation,),
         entry.section: (entry.config,),

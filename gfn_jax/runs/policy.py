@@ -31,6 +31,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
+from gfn_jax.runs.asynchronous import Learner
 from gfn_jax.runs.budget import run_budget
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
@@ -47,9 +48,17 @@ from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
-from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
+from gfn_jax.training.step import (
+    Sample,
+    Update,
+    hosted_sample,
+    init_state,
+    make_step,
+    make_step_halves,
+    step_of_halves,
+)
 from gfn_jax.training.writers import METRICS, make_writers
-from gfn_jax.types import PyTree, Query, Seeds, Tokens, TrainState, Trajectory
+from gfn_jax.types import Keys, PyTree, Query, Sampled, Seeds, Tokens, TrainState, Trajectory
 
 # What a line of progress says of the metrics that there are.
 PROGRESS = {
@@ -79,8 +88,8 @@ def build_policy(
     Raises:
         ValueError, FileNotFoundError: what is wrong with the workdir, the model or the data, in one line.
     """
-    start, described = config.values.start and start_folder(config.values.start), config.described
-    digest = claim_workdir(workdir, {**described, "start": start_digest(start)} if start else described)
+    start = config.values.start and start_folder(config.values.start)
+    digest = claim_workdir(workdir, described_of(config))
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
@@ -96,7 +105,11 @@ def build_policy(
     _log.info("preparing the rewards and what is remembered")
     constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, first))
     placed = jax.tree.map(lambda x: x.sharding, state)
-    step = make_run_step(parts, placed, mesh)
+    checkpointer = Checkpointer(workdir, digest)
+    learner = None
+    if config.asynchronous.samplers:
+        update = make_update(parts, placed, mesh)
+        learner = make_learner(config, parts, update, (state, constants), (checkpointer, digest), command)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
     facts["command"] = command
 
@@ -119,12 +132,12 @@ def build_policy(
 
     return Run(
         workdir=workdir,
-        step_fn=step,
+        step_fn=learner or make_run_step(parts, placed, mesh),
         state=state,
         constants=constants,
         num_steps=config.values.steps,
         samples_per_step=config.sampling.queries * config.sampling.samples,
-        checkpointer=Checkpointer(workdir, digest),
+        checkpointer=checkpointer,
         writers=make_writers(workdir, config.values),
         finish=finish,
         evaluations=(
@@ -137,7 +150,18 @@ def build_policy(
         log_every=config.values.log_every,
         save_every=config.values.save_every,
         describe_progress=functools.partial(describe_progress, evaluator, alarm_of(config.sampling)),
+        close=learner.close if learner else lambda: None,
     )
+
+
+def described_of(config: PolicyRun) -> Mapping[str, Any]:
+    """What a run's workdir belongs to: its config, the adapter that it begins with by its contents.
+
+    Raises:
+        ValueError: that adapter is not there.
+    """
+    start = config.values.start
+    return {**config.described, "start": start_digest(start_folder(start))} if start else config.described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +213,7 @@ def policy_parts(
         steps=config.values.steps,
         end_of_text=tokenizer.eos_token_id,
         valid=valid,
+        stale=config.asynchronous.samplers > 0,
     )
     algorithm = config.method.make(config.algorithm, given)
     host_reward = build_host_reward(config.reward, task, tokenizer)
@@ -256,9 +281,54 @@ def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Call
     if parts.host_reward is None:
         step = make_step(parts.algorithm, parts.optimizer, first)
         return jax.jit(step, donate_argnums=0, out_shardings=out)
+    return step_of_halves(make_sample(parts), make_update(parts, placed, mesh))
+
+
+def make_sample(parts: Parts) -> Sample:
+    """What samples a step's rows, with their whole reward."""
     assert isinstance(parts.algorithm, Interruptible)
-    sample, update = make_step_halves(parts.algorithm, parts.optimizer, first)
-    return hosted_step(jax.jit(sample), parts.host_reward, jax.jit(update, donate_argnums=0, out_shardings=out))
+    sample, _ = make_step_halves(parts.algorithm, parts.optimizer, parts.sampling.first_update)
+    compiled = jax.jit(sample)
+    return compiled if parts.host_reward is None else hosted_sample(compiled, parts.host_reward)
+
+
+def make_update(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Update:
+    """What learns from a step's rows."""
+    assert isinstance(parts.algorithm, Interruptible)
+    _, update = make_step_halves(parts.algorithm, parts.optimizer, parts.sampling.first_update)
+    return jax.jit(update, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))
+
+
+def make_learner(
+    config: PolicyRun,
+    parts: Parts,
+    update: Update,
+    start: tuple[TrainState, Constants],
+    owner: tuple[Checkpointer, str],
+    command: str,
+) -> Learner:
+    """A step whose rows other processes sample.
+
+    Args:
+        config: of the run.
+        parts: of the run.
+        update: `make_update`.
+        start: what a step is called with.
+        owner: the run's checkpoints, and its config's digest.
+        command: of the run.
+
+    Raises:
+        ValueError: the learner is several processes; or nobody says how samplers are started.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"asynchronous.samplers is {config.asynchronous.samplers}; the learner must be one process")
+
+    def sampled(state: TrainState, constants: Constants) -> Sampled:
+        assert isinstance(parts.algorithm, Interruptible)
+        rows = parts.algorithm.sample(state, constants, Keys.of(constants.root, state.step))
+        return dataclasses.replace(rows, age=state.step)
+
+    return Learner(config.asynchronous, update, jax.eval_shape(sampled, *start), *owner, config.values.steps, command)
 
 
 # From what a run is made of, and the base on its devices, to completions.
@@ -279,14 +349,7 @@ def initial(
     """
     task, algorithm = parts.task, parts.algorithm
     root = jax.random.key(config.values.seed)
-    constants = Constants(
-        base=base,
-        prepared=jax.jit(parts.reward.prepare)(base),
-        queries=to_device(parts.queries),
-        query_log_weight=jnp.log(jnp.maximum(jnp.asarray(task.query_weight(), jnp.float32), 1e-30)),
-        rules=Rules(task.constraint(), task.environment),
-        root=jax.random.fold_in(root, 1),
-    )
+    constants = constants_of(config, parts, base)
     state = init_state(algorithm, parts.optimizer, jax.random.fold_in(root, 0), constants)
     if start is not None:
         state = dataclasses.replace(state, trainable=dataclasses.replace(state.trainable, lora=start))
@@ -305,6 +368,19 @@ def initial(
     trajectory = rewarded_seeds(parts, constants, seeds, config.method.rewards)
     memory = jax.jit(algorithm.remember)(state.memory, seeds.example_id, trajectory)
     return constants, dataclasses.replace(state, memory=memory)
+
+
+def constants_of(config: PolicyRun, parts: Parts, base: LanguageModel) -> Constants:
+    """What the steps of a run read and never change."""
+    task, root = parts.task, jax.random.key(config.values.seed)
+    return Constants(
+        base=base,
+        prepared=jax.jit(parts.reward.prepare)(base),
+        queries=to_device(parts.queries),
+        query_log_weight=jnp.log(jnp.maximum(jnp.asarray(task.query_weight(), jnp.float32), 1e-30)),
+        rules=Rules(task.constraint(), task.environment),
+        root=jax.random.fold_in(root, 1),
+    )
 
 
 def rewarded_seeds(parts: Parts, constants: Constants, seeds: Seeds, rewards: bool = True) -> Trajectory:

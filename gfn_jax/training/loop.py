@@ -86,6 +86,7 @@ class Run:
         log_every: steps between two lines of progress.
         save_every: steps between two checkpoints.
         describe_progress: (metrics, last evaluation) -> the end of a line of progress.
+        close: lets go of what steps alone need, after the last of them.
     """
 
     workdir: pathlib.Path
@@ -102,6 +103,7 @@ class Run:
     log_every: int = 10
     save_every: int = 100
     describe_progress: Callable[[Metrics, Metrics], str] = describe_metrics
+    close: Callable[[], None] = lambda: None
 
     def __post_init__(self):
         counts = {
@@ -180,6 +182,7 @@ def train(run: Run) -> Trained:
             run.checkpointer.wait()
         raise
     finally:
+        run.close()
         for writer in run.writers:
             writer.close()
     return Trained(state=state, steps=run.num_steps, seconds=session.seconds, compile_seconds=session.first)

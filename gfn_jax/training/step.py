@@ -70,16 +70,20 @@ def make_step_halves(
     return sample, update
 
 
-def hosted_step(sample: Sample, host_reward: Callable[[np.ndarray, Rollout], np.ndarray], update: Update) -> Step:
-    """A step in two compiled halves, between which the host adds a factor of the reward.
+def step_of_halves(sample: Sample, update: Update) -> Step:
+    """A step in two halves, each compiled."""
+    return lambda state, constants: update(state, constants, sample(state, constants))
+
+
+def hosted_sample(sample: Sample, host_reward: Callable[[np.ndarray, Rollout], np.ndarray]) -> Sample:
+    """The first half of a step, with a factor of the reward that the host adds.
 
     Args:
         sample: the first of `make_step_halves`, jitted.
-        update: the second, jitted.
         host_reward: (example ids [B], rollouts [B, T]) -> nats to be added to log R, [B, T].
     """
 
-    def step(state: TrainState, constants: Any) -> tuple[TrainState, Metrics]:
+    def hosted(state: TrainState, constants: Any) -> Sampled:
         sampled = sample(state, constants)
         log_reward = sampled.trajectory.log_reward
         ids, rollout = jax.device_get((sampled.query.example_id, sampled.trajectory.rollout))
@@ -87,9 +91,9 @@ def hosted_step(sample: Sample, host_reward: Callable[[np.ndarray, Rollout], np.
         added = host_reward(np.repeat(ids.ravel(), len(rows.completion) // ids.size), rows)
         added = jax.device_put(np.asarray(added, np.float32).reshape(log_reward.shape), log_reward.sharding)
         trajectory = dataclasses.replace(sampled.trajectory, log_reward=log_reward + added)
-        return update(state, constants, dataclasses.replace(sampled, trajectory=trajectory))
+        return dataclasses.replace(sampled, trajectory=trajectory)
 
-    return step
+    return hosted
 
 
 def learn(

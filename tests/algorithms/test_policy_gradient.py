@@ -34,7 +34,7 @@ from gfn_jax.runs.config import read
 from gfn_jax.runs.defaults import policy_config
 from gfn_jax.runs.registry import algorithm_entry
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
+from gfn_jax.training.step import hosted_sample, init_state, make_step, make_step_halves, step_of_halves
 from gfn_jax.types import Keys, Sampled, TrainState, Trajectory
 
 POLICY_GRADIENTS = ("reinforce", "rloo", "grpo", "ppo")
@@ -454,7 +454,7 @@ def test_what_the_host_adds_counts_once(several):
     state = init_state(algorithm, optimizer, jax.random.key(0), several.constants)
     drawn = sample(state, several.constants).trajectory
     own = float(jnp.where(drawn.rollout.stop, drawn.log_reward, 0.0).sum(axis=-1).mean())
-    step = hosted_step(sample, lambda ids, rows: np.full(rows.completion.shape, 3.0), update)
+    step = step_of_halves(hosted_sample(sample, lambda ids, rows: np.full(rows.completion.shape, 3.0)), update)
     for _ in range(3):
         state, metrics = step(state, several.constants)
         assert float(metrics["return"]) == pytest.approx(own + 3.0, abs=1e-5)

@@ -21,7 +21,7 @@ from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
-from gfn_jax.training.step import hosted_step, init_state, make_step, make_step_halves
+from gfn_jax.training.step import hosted_sample, init_state, make_step, make_step_halves, step_of_halves
 
 ARITY, STOP, LONGEST = 3, 5, 3
 CONFIG = tiny()
@@ -246,7 +246,7 @@ def test_what_the_host_adds_is_part_of_the_reward():
         return np.full(rollout.completion.shape, 3.0)
 
     whole, _ = jax.jit(step_of(algorithm, optimizer))(state, constants)
-    halves, _ = hosted_step(jax.jit(collect), host_reward, jax.jit(update))(state, constants)
+    halves, _ = step_of_halves(hosted_sample(jax.jit(collect), host_reward), jax.jit(update))(state, constants)
     ((example_id, rollout),) = asked
     assert len(example_id) == len(rollout.completion) == 4 * algorithm.given.sampling.fresh_samples
     assert len(set(example_id.tolist())) == 4
