@@ -58,9 +58,8 @@ class Peer:
 
     def __init__(self, problem: Problem, folder: pathlib.Path, device: str):
         self.problem, self.device = problem, device
-        base = AutoModelForCausalLM.from_pretrained(
-            folder / "base", dtype=getattr(torch, problem.dtype), attn_implementation="sdpa"
-        )
+        # The attention that transformers has for the model: one kernel for GPT-2, products of matrices for GPT-J.
+        base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=getattr(torch, problem.dtype))
         self.model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True).to(device).eval()
         self.lm = self.model.get_base_model()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -163,6 +162,7 @@ class Peer:
             positions, sees = self.packed(answer.shape[1] - 1)
             ids = torch.cat([z[:, :-1], answer[:, :-1].repeat(1, problem.horizon)], 1)
             mask = torch.cat([sees.new_ones(len(sees), before), sees], 1)[None, None]
+            mask = torch.where(mask, 0.0, torch.finfo(first.dtype).min).to(first.dtype)
             hidden = self.hidden(ids, cache, attention_mask=mask, position_ids=(before + positions)[None])
             states = torch.cat([first, hidden[:, : problem.horizon - 1]], 1)
             targets = torch.stack([z, answer[:, :1].expand_as(z)], -1)
