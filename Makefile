@@ -59,7 +59,7 @@ test-reference: $(INSTALLED)
 	$(BIN)/pytest -m reference
 
 test-torch: $(TORCH)
-	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py
+	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py tests/benchmarks
 
 $(TORCH): $(INSTALLED) requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt -c $(LOCK)

@@ -71,8 +71,11 @@ def test_the_tool_writes_what_the_calculator_does():
     given = {"samples": rows, "dtype": "float32", "min_length": 0, "max_length": 12, "call_room": 0, "largest": 60}
     tool = Tool(Problem(**fields | given | {"strings": strings, "results": np.asarray(calculator.results)}))
     rng, state, step, calls = np.random.default_rng(0), calculator.init(rows), jax.jit(calculator.step), 0
-    likely = rng.choice([i for i in wanted if strings[i].strip() in (*"0123456789", "+", "-", "=")], (12, rows))
-    for tokens in np.where(rng.random((12, rows)) < 0.1, rng.choice(wanted, (12, rows)), likely):
+    operators = [i for i in wanted if strings[i].strip() in ("+", "-", "=")]
+    operands = [i for i in wanted if strings[i].strip().isdigit()]
+    for column in range(12):
+        likely = rng.choice(operators if column % 2 else operands, rows)
+        tokens = np.where(rng.random(rows) < 0.1, rng.choice(wanted, rows), likely)
         forced = np.asarray(calculator.forced(state))
         np.testing.assert_array_equal(tool.forced(), forced)
         np.testing.assert_array_equal(tool.may_stop(), np.asarray(calculator.may_stop(state)))
