@@ -5,6 +5,7 @@
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
 #   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
+#   make torch-peer   a step beside the same step in PyTorch, which it installs beside the rest
 #   make docs    the site, in site/; make notebook executes docs/random_number.ipynb again, in place
 PYTHON ?= python3
 # `make arith LOCK=requirements.txt` takes the newest versions that the ranges allow.
@@ -16,7 +17,7 @@ DOCS := .venv/docs
 SMOKE := runs/smoke
 
 .PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-torch pretrain benchmark \
-	docs notebook clean
+	torch-peer docs notebook clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,7 +59,7 @@ test-reference: $(INSTALLED)
 	$(BIN)/pytest -m reference
 
 test-torch: $(TORCH)
-	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py
+	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py tests/benchmarks
 
 $(TORCH): $(INSTALLED) requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt -c $(LOCK)
@@ -78,11 +79,16 @@ notebook: $(DOCS)
 pretrain: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py
 
-# On one thread, as README's numbers were measured.
+# On one thread, as docs/BENCHMARKS.md says.
 benchmark: export XLA_FLAGS = --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
 benchmark: $(INSTALLED)
-	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a
-	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b
+	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --output=benchmarks/results/step-a
+	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b --output=benchmarks/results/step-b
+	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --config.samples=5 --config.repeats=2 --growth \
+		--output=benchmarks/results/growth
+
+torch-peer: $(TORCH)
+	$(BIN)/python benchmarks/torch_peer.py
 
 $(INSTALLED): $(LOCK) requirements.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

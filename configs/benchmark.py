@@ -8,16 +8,18 @@ Presets:
     :a        continuation (default)
     :b        arithmetic
     :tiny     the shape of `configs/arith.py:tiny`, for a quick look
+    :gpt2xl   continuation on GPT-2 XL in bfloat16: 8 queries x 8 samples of 30 tokens
+    :gptj     arithmetic on GPT-J 6B in bfloat16: 4 queries x 16 samples of 20 tokens, calculator
 
-The first two are 6 layers x 384 with GPT-2's vocabulary of 50,257 and LoRA of rank 64; override any field on the
-command line.
+The first two are 6 layers x 384 with GPT-2's vocabulary of 50,257; the last two are for an accelerator. LoRA is of rank
+64 but in `:tiny`. Override any field on the command line.
 """
 
 import ml_collections
 
 
 def get_config(preset: str = "a") -> ml_collections.ConfigDict:
-    presets = {"a": continuation, "b": arithmetic, "tiny": tiny}
+    presets = {"a": continuation, "b": arithmetic, "tiny": tiny, "gpt2xl": gpt2xl, "gptj": gptj}
     if preset not in presets:
         raise ValueError(f"preset {preset!r} is unknown; configs/benchmark.py has {', '.join(presets)}")
     return presets[preset]()
@@ -62,6 +64,7 @@ def continuation() -> ml_collections.ConfigDict:
     config.few_shot = 0
     config.length = 30
     config.calculator = False
+    config.capacity = 50
     return config
 
 
@@ -95,4 +98,40 @@ def tiny() -> ml_collections.ConfigDict:
     config.queries = 16
     config.samples = 4
     config.length = 20
+    return config
+
+
+def gpt2xl() -> ml_collections.ConfigDict:
+    config = continuation()
+    config.dtype = "bfloat16"
+    config.model.update({"width": 1600, "num_layers": 48, "num_heads": 25, "num_kv_heads": 25, "mlp_width": 6400})
+    config.queries, config.samples = 8, 8
+    return config
+
+
+def gptj() -> ml_collections.ConfigDict:
+    config = arithmetic()
+    config.dtype = "bfloat16"
+    config.model = {
+        "vocab_size": 50400,
+        "width": 4096,
+        "num_layers": 28,
+        "num_heads": 16,
+        "num_kv_heads": 16,
+        "head_dim": 256,
+        "mlp_width": 16384,
+        "max_positions": 2048,
+        "norm": "layer",
+        "norm_placement": "parallel",
+        "positions": "rotary",
+        "rotary_dim": 64,
+        "rotary_interleaved": True,
+        "activation": "gelu_tanh",
+        "gated_mlp": False,
+        "mlp_bias": True,
+        "head_bias": True,
+        "tied_head": False,
+    }
+    config.queries, config.samples, config.length = 4, 16, 20
+    config.remat = True
     return config

@@ -98,9 +98,9 @@ INTRODUCTION = """# Recipes by name
 Arithmetic with the paper's budget (configs/arith.py: 32 questions x 16 samples a step, 1,000 steps, a LoRA adapter of
 rank 64, up to 24 tokens of Z) on six models and five machines. **None of these was run here**: the memory is what
 `--dry_run` adds up from shapes, activations being an estimate, and the times are bounds from the makers' peak figures
-(gfn_jax/models/chips.py), not measurements: real steps take longer, on many chips much longer, since what travels
-between them is not counted. Lengths were counted with the small tokenizer that the project ships; a model's own may
-write more tokens.
+(gfn_jax/models/chips.py), not measurements: real steps take longer. What the chips of one host or slice send each other
+is counted as if it overlapped with the rest. Lengths were counted with the small tokenizer that the project ships; a
+model's own may write more tokens.
 
 Each command was planned with `--dry_run` behind it, which asks for no accelerator and downloads nothing here. A gated
 model (Llama, Gemma) needs its licence accepted on the hub, and `hf auth login`. Weights are read as safetensors only: a
@@ -131,7 +131,8 @@ def row(recipe: Recipe) -> str:
     """A line of its machine's table."""
     plan, one = planned(recipe), chip(recipe.machine.chip)
     need = sum(plan.memory.values())
-    seconds = sum(least_seconds(one, recipe.machine.devices, plan.flops, plan.traffic, plan.dtype).values())
+    parts = least_seconds(one, recipe.machine.devices, plan.flops, plan.traffic, plan.dtype, plan.sent)
+    seconds = sum(parts.values())
     size = readable(need) + ("" if need <= one.memory else ", too much")
     return f"| {recipe.model} | {size} | {duration(seconds)} | {duration(STEPS * seconds)} |"
 
@@ -163,7 +164,8 @@ def sources() -> str:
 
     def line(one: Chip) -> str:
         peak = f"{one.halves / 1e12:g} TFLOP/s in halves, {one.floats / 1e12:g} in floats"
-        return f"- {one.name}: {peak}, {one.bandwidth / 1e9:g} GB/s ({one.source})"
+        link = "" if one.link is None else f", {one.link / 1e9:g} GB/s to its neighbours"
+        return f"- {one.name}: {peak}, {one.bandwidth / 1e9:g} GB/s{link} ({one.source})"
 
     return "\n".join(["## Peak figures", "", *(line(chip(machine.chip)) for machine in MACHINES)]) + "\n"
 

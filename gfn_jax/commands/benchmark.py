@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from gfn_jax.commands import cli
 from gfn_jax.commands.config_flag import EXAMPLE, define_config, split_config
@@ -30,6 +29,7 @@ class BenchmarkConfig:
         prompt, context, answer, few_shot: tokens of each.
         length: tokens of a completion.
         calculator: whether the calculator writes along.
+        capacity: completions that the replay buffer keeps a query.
     """
 
     seed: Seed
@@ -44,6 +44,7 @@ class BenchmarkConfig:
     few_shot: Natural
     length: Count
     calculator: bool
+    capacity: Count
 
 
 def main(argv: list[str], doc: str | None) -> int:
@@ -62,7 +63,10 @@ def parse(argv: list[str]) -> flags.FlagValues:
     """
     argv, source = split_config(argv)
     values = cli.common_flags()
-    flags.DEFINE_string("output", None, "where to write the JSON; nowhere if not given", flag_values=values)
+    flags.DEFINE_string("output", None, "folder for benchmark.json, .md and pictures", flag_values=values)
+    flags.DEFINE_bool("growth", False, "also time the parts as each size grows (minutes)", flag_values=values)
+    flags.DEFINE_bool("scaling", False, "also time the step on 1, 2, 4, ... of the devices", flag_values=values)
+    flags.DEFINE_string("trace", None, "folder for a profile of some steps; none if not given", flag_values=values)
     define_config(values, argv, source)
     return cli.read(values, argv, EXAMPLE, config="name one, for instance --config=configs/benchmark.py")
 
@@ -72,14 +76,31 @@ def prepare(values: flags.FlagValues) -> Iterator[str]:
     from gfn_jax.commands.benchmark_parts import step_parts
 
     top_level(BenchmarkConfig, values.config)
-    return timed(values.config, step_parts(values.config), values.output)
+    return timed(values, step_parts(values.config))
 
 
-def timed(config: ConfigDict, parts: "Parts", output: str | None) -> Iterator[str]:
-    """The page, and then the file."""
-    from gfn_jax.commands.benchmarking import benchmark, page
+def timed(values: flags.FlagValues, parts: "Parts") -> Iterator[str]:
+    """The page, and then the files."""
+    import jax
 
-    result = benchmark(config, parts)
-    yield page(result)
-    if output:
-        pathlib.Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    from gfn_jax.commands import benchmarking
+
+    result = benchmarking.benchmark(values.config, parts)
+    if values.scaling:
+        counts = [2**power for power in range(jax.device_count().bit_length())]
+        result["scaling"] = benchmarking.scaling(values.config, counts)
+    if values.growth:
+        result["growth"] = benchmarking.growth(values.config)
+    page = benchmarking.page(result)
+    yield page
+    if values.output:
+        from gfn_jax.commands.benchmark_plots import draw
+
+        folder = pathlib.Path(values.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "benchmark.md").write_text(f"```\n{page}\n```\n")
+        draw(result, folder)
+    if values.trace:
+        benchmarking.trace(parts, values.trace)
+        yield f"profile: {values.trace} (XProf opens the folder, ui.perfetto.dev the perfetto_trace.json.gz in it)"

@@ -11,40 +11,53 @@ import optax
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import ALGORITHM, GFlowNet
+from gfn_jax.commands.dry_run import traffic
 from gfn_jax.environments import CALL, Calculator, NoTool
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
-from gfn_jax.models.flops import Flops, StepShape
+from gfn_jax.models.flops import Flops, StepShape, sequential_reward_flops
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
+from gfn_jax.runs.budget import step_flops, step_shape
 from gfn_jax.runs.config import read_sampling
 from gfn_jax.runs.defaults import policy_config
 from gfn_jax.sections import checked, section
 from gfn_jax.tasks.arithmetic import CHARACTERS, STOP
 from gfn_jax.text.tokens import allowed_ids, encode_after
 from gfn_jax.text.wordlevel import build_tokenizer
+from gfn_jax.training.mesh import (
+    REST_REPLICATED,
+    RULES,
+    MeshConfig,
+    abstract_mesh,
+    nbytes,
+    place,
+    replicated,
+    shardings,
+)
 from gfn_jax.training.step import init_state, make_step
-from gfn_jax.types import Keys, Query, Tokens, TrainState
+from gfn_jax.types import Collected, Keys, Query, Sampled, Tokens, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What is timed.
+    """What is timed, each a call that computes a part on the device, with what it cannot do without.
 
     Attributes:
         shape: the step's sizes.
-        base_flops, policy_flops: counters for the base and for base and adapter.
-        calls: name -> a call that computes that part on the device.
+        calls: name -> a call.
+        flops: name -> operations of its matrix products.
+        nbytes: name -> bytes that it must read and write.
     """
 
     shape: StepShape
-    base_flops: Flops
-    policy_flops: Flops
     calls: dict[str, Callable[[], Any]]
+    flops: dict[str, int]
+    nbytes: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,34 +106,74 @@ def ready(config: ml_collections.ConfigDict) -> Ready:
     return Ready(model, lora, reward, constants, policy)
 
 
-def step_parts(config: ml_collections.ConfigDict) -> Parts:
-    """The compiled parts of a step on what a config describes.
+def objective() -> Objective:
+    """What the timed step minimises: SubTB."""
+    return Objective(terms=(("subtb", 1.0),), normalization="released_mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A step, nothing of it compiled."""
+
+    algorithm: GFlowNet
+    optimizer: optax.GradientTransformation
+    constants: Constants
+    state: TrainState
+    shape: StepShape
+
+
+def build(config: ml_collections.ConfigDict, given: Ready) -> Built:
+    """The step that a config describes, on weights and tokens that are there.
 
     Raises:
         ValueError: a shape that does not fit together.
     """
-    given = ready(config)
-    constants, rules = given.constants, given.constants.rules
     common = policy_config("benchmark")
     common.sampling.update({"queries": config.queries, "samples": config.samples})
-    common.exploration.tempered, common.replay.samples = 0.5, 0
+    common.exploration.tempered = 0.5
+    common.replay.update({"samples": 0, "capacity": config.capacity})
     sampling = read_sampling(common, ALGORITHM)
-    objective = Objective(terms=(("subtb", 1.0),), normalization="released_mean")
-    algorithm = GFlowNet(Ingredients(given.reward, sampling, given.lora, objective, config.remat))
-    shape = StepShape(
-        queries=config.queries,
-        samples=config.samples,
-        prompt=config.prompt,
-        context=config.context,
-        answer=config.answer,
-        few_shot=config.few_shot,
-        horizon=rules.constraint.horizon,
-        allowed=len(rules.constraint.token_ids),
-    )
+    algorithm = GFlowNet(Ingredients(given.reward, sampling, given.lora, objective(), config.remat))
     optimizer = optax.adamw(1e-4)
-    state = init_state(algorithm, optimizer, jax.random.key(config.seed), constants)
-    calls = _calls(algorithm, given.reward, optimizer, constants, state, shape)
-    return Parts(shape, Flops(given.model), Flops(given.model, given.lora), calls)
+    state = init_state(algorithm, optimizer, jax.random.key(config.seed), given.constants)
+    return Built(algorithm, optimizer, given.constants, state, step_shape(algorithm, given.constants))
+
+
+def step_parts(config: ml_collections.ConfigDict, given: Ready | None = None) -> Parts:
+    """The compiled parts of a step on what a config describes.
+
+    Args:
+        config: the step.
+        given: its weights and tokens, where they are there already.
+
+    Raises:
+        ValueError: a shape that does not fit together.
+    """
+    given = given or ready(config)
+    built = build(config, given)
+    mesh = abstract_mesh(MeshConfig(1, 1, 1))
+    flops = step_flops(built.algorithm, given.model, built.shape)
+    moved = traffic(built.algorithm, built.constants, built.state, built.shape, 1, mesh)
+    buffer = nbytes(built.state.memory.buffer) // len(built.state.memory.buffer.priority) * config.queries
+    names = {"rollout": ("rollout",), "reward": ("reward",), "update": ("score, update", "recomputed")}
+    counts, sizes = {"buffer": 0}, {"buffer": 2 * buffer}  # read and written once
+    for part, kinds in names.items():
+        counts[part] = sum(flops.get(kind, 0) for kind in kinds)
+        sizes[part] = sum(moved[kind] for kind in kinds if kind in flops)
+    counts["step"], sizes["step"] = sum(counts.values()), sum(sizes.values())
+    counts["reward_sequential"] = sequential_reward_flops(Flops(given.model), built.shape)
+    sizes["reward_sequential"] = built.shape.horizon * sizes["reward"]
+    return Parts(built.shape, _calls(built, given.reward), counts, sizes)
+
+
+def step_on(mesh: jax.sharding.Mesh, config: ml_collections.ConfigDict) -> Callable[[], Any]:
+    """The whole step, its rows and weights over a mesh; the call is for within `jax.set_mesh(mesh)`."""
+    built = build(config, ready(config))
+    where = shardings(built.state, mesh)
+    state = place(built.state, where)
+    constants = place(built.constants, shardings(built.constants, mesh, (*RULES, *REST_REPLICATED)))
+    step = jax.jit(make_step(built.algorithm, built.optimizer), out_shardings=(where, replicated(mesh)))
+    return lambda: step(state, constants)
 
 
 def _rules(config: ml_collections.ConfigDict) -> Rules:
@@ -143,34 +196,36 @@ def _rules(config: ml_collections.ConfigDict) -> Rules:
     return Rules(constraint, calculator)
 
 
-def _calls(
-    algorithm: GFlowNet,
-    reward: PosteriorReward,
-    optimizer: optax.GradientTransformation,
-    constants: Constants,
-    state: TrainState,
-    shape: StepShape,
-) -> dict[str, Callable[[], Any]]:
+def _calls(built: Built, reward: PosteriorReward) -> dict[str, Callable[[], Any]]:
     """The parts as nullary calls. All completions have the full length, so that the work is what was counted."""
-    query, behavior = constants.queries, Behavior.at(1.0, shape.rows)
-    key = jax.random.key(1)
+    algorithm, optimizer, constants, state = built.algorithm, built.optimizer, built.constants, built.state
+    query, behavior = constants.queries, Behavior.at(1.0, built.shape.rows)
+    keys = Keys.of(constants.root, state.step)
     sample = jax.jit(
         lambda constants, trainable: rollout(
-            algorithm.policy(trainable, constants), query.prompt, constants.rules, behavior, key
+            algorithm.policy(trainable, constants), query.prompt, constants.rules, behavior, keys.sample
         )
     )
+
     # What the parts below read comes from a program of its own, so that each part's first call compiles that part.
-    collected = jax.jit(algorithm.collect)(state, constants, Keys.of(constants.root, state.step))
+    @jax.jit
+    def collect(state: TrainState, constants: Constants) -> tuple[Sampled, Collected]:
+        sampled = algorithm.sample(state, constants, keys)
+        return sampled, algorithm.store(state, constants, sampled, keys)
+
+    sampled, collected = collect(state, constants)
     batch = jax.tree.map(lambda x: x[0], collected.batches)
 
     def reward_of(function: Callable) -> Callable[[], Any]:
         call = jax.jit(lambda constants, sampled: function(constants.base, constants.prepared, query, sampled))
         return lambda: call(constants, batch.trajectory.rollout)
 
+    store = jax.jit(lambda state, constants, sampled: algorithm.store(state, constants, sampled, keys))
+
     @jax.jit
     def update(state: TrainState, constants: Constants, batch: Any) -> Any:
         weights = algorithm.weights(batch)
-        grads, _ = jax.grad(algorithm.loss, has_aux=True)(state.trainable, constants, batch, weights, key)
+        grads, _ = jax.grad(algorithm.loss, has_aux=True)(state.trainable, constants, batch, weights, keys.dropout)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         return optax.apply_updates(state.trainable, updates), opt_state
 
@@ -178,9 +233,10 @@ def _calls(
     calls = {
         "rollout": lambda: sample(constants, state.trainable),
         "reward": reward_of(reward.log_reward),
-        "score_update": lambda: update(state, constants, batch),
+        "buffer": lambda: store(state, constants, sampled),
+        "update": lambda: update(state, constants, batch),
         "step": lambda: step(state, constants),
     }
-    if shape.answer > 1:  # Y is more than the stop: without packing, every prefix would take a pass of its own
+    if built.shape.answer > 1:  # Y is more than the stop: without packing, every prefix would take a pass of its own
         calls["reward_sequential"] = reward_of(lambda *args: sequential_log_reward(reward, *args))
     return calls

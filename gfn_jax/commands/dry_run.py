@@ -28,7 +28,17 @@ import ml_collections
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.commands.dry_run_texts import TEXTS, dry_run_texts
-from gfn_jax.commands.plan import describe_model, gathered, left_behind, readable, tables, tensor_share, times
+from gfn_jax.commands.interconnect import sent
+from gfn_jax.commands.plan import (
+    describe_model,
+    exchanged,
+    gathered,
+    left_behind,
+    readable,
+    tables,
+    tensor_share,
+    times,
+)
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
@@ -61,6 +71,7 @@ class Estimate:
         memory: kind -> bytes a device.
         flops: part -> operations a step, on all devices together.
         traffic: part -> bytes a step that a device reads and writes at least.
+        sent: part -> kind of collective -> bytes a step that a device sends to others.
         dtype: of the matrix products.
         shape: the step's sizes.
         steps: of the run.
@@ -75,6 +86,7 @@ class Estimate:
     memory: Mapping[str, int]
     flops: Mapping[str, int]
     traffic: Mapping[str, int]
+    sent: Mapping[str, Mapping[str, float]]
     dtype: str
     shape: StepShape
     steps: int
@@ -102,7 +114,8 @@ def report(plan: Estimate) -> str:
         f"step: {shape.queries} queries x {shape.samples} samples; tokens: prompt {shape.prompt}, "
         f"demonstrations {shape.few_shot}, completion {shape.horizon}, answer {shape.answer}{tokenizer}",
         *tables(plan.mesh, plan.memory, plan.flops),
-        *times(plan.mesh, plan.memory, plan.flops, plan.traffic, plan.dtype, plan.steps),
+        *exchanged(plan.sent),
+        *times(plan.mesh, plan.memory, plan.flops, plan.traffic, plan.dtype, plan.steps, plan.sent),
     ]
     return "\n".join(lines)
 
@@ -130,6 +143,8 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
         stand_in = "the task's demonstrations stand for what its rounds will find"
         raise ValueError(f"--dry_run of {run.values.algorithm}: {stand_in}, and the task {run.values.task} has none")
     shape, passes = step_shape(algorithm, constants), len(contexts(constants.prepared))
+    flops = step_flops(algorithm, model, shape, passes)
+    between = sent(algorithm, constants, state, shape, passes, mesh)
     return Estimate(
         path=run.model.path,
         stand_in=run.entry.stand_in if tokenizer is None else None,
@@ -138,8 +153,9 @@ def estimate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
         adapter_parameters=count(state.trainable.lora),
         adapter_bytes=nbytes(state.trainable.lora),
         memory=memory(algorithm, constants, state, shape, dtype, mesh),
-        flops=step_flops(algorithm, model, shape, passes),
+        flops=flops,
         traffic=traffic(algorithm, constants, state, shape, passes, mesh),
+        sent={part: between[part] for part in flops},
         dtype=run.model.dtype,
         shape=shape,
         steps=run.values.steps,

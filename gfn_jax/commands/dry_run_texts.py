@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
-from gfn_jax.commands.plan import describe_model, gathered, left_behind, tables, tensor_share, times
+from gfn_jax.commands.interconnect import Sent, Traffic, total
+from gfn_jax.commands.plan import describe_model, exchanged, gathered, left_behind, tables, tensor_share, times
 from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, text_flops
@@ -72,12 +73,13 @@ def dry_run_texts(config: ml_collections.ConfigDict) -> str:
     whole = plan.trainable if plan.base is None else plan.base
     documents = f"{plan.documents:,} documents" if plan.documents else "the texts on the device not counted"
     parts, mesh = plan.algorithm.micro_batches, dict(plan.mesh.shape)
-    taken, counted = memory(plan), flops(plan)
+    taken, counted, between = memory(plan), flops(plan), sent(plan)
     lines = [
         f"{plan.name}: {count(whole):,} parameters; trained: {trained}",
         f"step: {plan.rows} rows of up to {plan.length} tokens, {parts} micro-batches; {documents}",
         *tables(mesh, taken, counted),
-        *times(mesh, taken, counted, traffic(plan, taken), jnp.dtype(plan.algorithm.dtype).name, plan.steps),
+        *exchanged(between),
+        *times(mesh, taken, counted, traffic(plan, taken), jnp.dtype(plan.algorithm.dtype).name, plan.steps, between),
     ]
     return "\n".join(lines)
 
@@ -219,6 +221,22 @@ def flops(plan: Texts) -> dict[str, int]:
     parts = {"forward": forward, "backward": total - forward}
     if plan.algorithm.remat:  # the layers once more, the head not
         parts["recomputed"] = text_flops(counted, rows, length, head=False)
+    return parts
+
+
+def sent(plan: Texts) -> dict[str, Sent]:
+    """Part -> kind of collective -> bytes a step that a device sends to others, by the parts of `flops`."""
+    algorithm, tokens, passes = plan.algorithm, plan.rows * plan.length, plan.algorithm.micro_batches
+    params, adapts = computed(plan) if plan.base is None else plan.base, plan.base is not None
+    # Weights that are trained are gathered as the base's; an adapter comes beside its base.
+    of = Traffic(algorithm.shape, plan.lora, params, plan.trainable, jnp.dtype(algorithm.dtype), plan.mesh)
+    once, columns = of.layers(passes, adapts), of.head(passes, algorithm.shape.vocab_size)
+    parts = {
+        "forward": total(once, columns, of.forward(tokens)),
+        "backward": total(once, columns, of.backward(tokens, tokens), *[of.gradient()] * passes),
+    }
+    if algorithm.remat:
+        parts["recomputed"] = total(once, of.forward(tokens, embedded=False))
     return parts
 
 

@@ -15,6 +15,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.families import read_settings
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
+from gfn_jax.training.collectives import KINDS
 from gfn_jax.training.mesh import AXES, nbytes
 from gfn_jax.types import PyTree
 
@@ -110,7 +111,25 @@ def tables(mesh: Mapping[str, int], memory: Mapping[str, int], flops: Mapping[st
     ]
 
 
-def least_seconds(chip: Chip, devices: int, flops: Mapping[str, int], traffic: Mapping[str, int], dtype: str) -> dict:
+def exchanged(sent: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Lines: bytes that a device sends to others a step, by kind of collective; none where nothing is sent."""
+    kinds = [kind for kind in KINDS if any(one.get(kind) for one in sent.values())]
+    if not kinds:
+        return []
+    rows = [(part, *(readable(one.get(kind, 0)) for kind in kinds)) for part, one in sent.items()]
+    sums = (readable(sum(one.get(kind, 0) for one in sent.values())) for kind in kinds)
+    lines = table(("", *kinds), [*rows, ("total", *sums)]).splitlines()
+    return ["sent to other devices a step, by each (gfn_jax/commands/interconnect.py):", *("  " + x for x in lines)]
+
+
+def least_seconds(
+    chip: Chip,
+    devices: int,
+    flops: Mapping[str, int],
+    traffic: Mapping[str, int],
+    dtype: str,
+    sent: Mapping[str, Mapping[str, float]],
+) -> dict[str, float]:
     """Part of a step -> the least time that it takes on so many of a chip.
 
     Args:
@@ -119,8 +138,13 @@ def least_seconds(chip: Chip, devices: int, flops: Mapping[str, int], traffic: M
         flops: part -> operations, on all devices together.
         traffic: part -> bytes that each device reads and writes.
         dtype: of the products.
+        sent: part -> kind of collective -> bytes that each device sends.
     """
-    return {part: chip.seconds(count / devices, traffic.get(part, 0), dtype) for part, count in flops.items()}
+    links = {part: sum(one.values()) for part, one in sent.items()}
+    return {
+        part: chip.seconds(count / devices, traffic.get(part, 0), dtype, links.get(part, 0.0))
+        for part, count in flops.items()
+    }
 
 
 def times(
@@ -130,22 +154,29 @@ def times(
     traffic: Mapping[str, int],
     dtype: str,
     steps: int | None,
+    sent: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Lines: the least time of a step on each chip that is known by name, and of the run where its steps are known."""
+    """Lines: the least time of a step on each chip that is known by name, and of the run where its steps are known.
+
+    Chips that cannot send to others are left out of a mesh of several.
+    """
     devices, need = math.prod(mesh.values()), sum(memory.values())
     rows = []
     for chip in CHIPS:
-        parts = least_seconds(chip, devices, flops, traffic, dtype)
+        if devices > 1 and chip.link is None:
+            continue
+        parts = least_seconds(chip, devices, flops, traffic, dtype, sent)
         total = sum(parts.values())
         whole = () if steps is None else (duration(total * steps),)
         fits = "yes" if need <= chip.memory else f"no, {readable(chip.memory)}"
         rows.append((chip.name, *map(duration, (*parts.values(), total)), *whole, fits))
     whole = () if steps is None else (f"{steps} steps",)
+    slower = "slower links between hosts or slices, " if devices > 1 else ""
     count = f"{devices} chips" if devices > 1 else "one chip"
     return [
         f"least time of a step on {count}, from peak figures (gfn_jax/models/chips.py): a bound, not a measurement",
         *("  " + line for line in table(("", *flops, "step", *whole, "fits"), rows).splitlines()),
-        "not counted: what travels between chips, activations, compilation, evaluation",
+        f"not counted: {slower}activations, compilation, evaluation",
     ]
 
 

@@ -76,9 +76,10 @@ def test_every_preset_is_planned_offline(preset, monkeypatch, capsys):
 
 def test_a_mesh_that_is_not_here(monkeypatch):
     monkeypatch.setattr(dry_run, "activations", lambda *args: 8_000)
-    one = dry_run.estimate(config_of("paper")).memory
+    alone = dry_run.estimate(config_of("paper"))
     config = config_of("paper", "--config.mesh.fsdp=8", "--config.mesh.data=1")
-    eight = dry_run.estimate(config).memory
+    several = dry_run.estimate(config)
+    one, eight = alone.memory, several.memory
     assert jax.device_count() < 8
     # Embedding and norms are whole on every device under fsdp, the projections and the head are not.
     whole = 2 * 50400 * 4096
@@ -87,6 +88,15 @@ def test_a_mesh_that_is_not_here(monkeypatch):
     assert eight["activations"] == 1_000
     assert one["weights in use"] == 0
     assert eight["weights in use"] > 2 * 12 * 4096**2
+    assert not any(alone.sent.values())
+    assert "sent to other" not in dry_run.report(alone)
+    assert "sent to other devices a step, by each" in dry_run.report(several)
+    assert "laptop" not in dry_run.report(several)  # it has no link
+    # Each of a micro-batch's T - 1 passes gathers seven eighths of 12 E^2 kernels a layer, in halves, and an adapter.
+    kernels = config.sampling.micro_batches * (several.shape.horizon - 1) * 7 / 8 * 2 * 28 * 12 * 4096**2
+    assert kernels < several.sent["rollout"]["all-gather"] < 1.1 * kernels
+    assert several.sent["rollout"].keys() == {"all-gather"}
+    assert several.sent["score, update"]["all-reduce"] > several.adapter_bytes
     halves = config_of("paper", "--config.model.quantize=nf4")
     assert 0.27 < dry_run.estimate(halves).memory["base"] / one["base"] < 0.35
 

@@ -10,7 +10,7 @@ import pytest
 from gfn_jax import launch
 from gfn_jax.algorithms.language_model import Corpus
 from gfn_jax.commands import plan, train
-from gfn_jax.commands.dry_run_texts import Texts, finetuning, memory
+from gfn_jax.commands.dry_run_texts import Texts, finetuning, memory, sent
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
 from gfn_jax.text.loading import SHIPPED
@@ -72,6 +72,11 @@ def test_a_mesh_divides_it():
     assert eight["activations"] == one["activations"] // 8
     assert one["weights in use"] == 0 < eight["weights in use"]
     assert one["optimizer"] / 8 < eight["optimizer"] < one["optimizer"] / 4
+    alone, several = (sent(plan_of("--config.mesh.data=1", f"--config.mesh.fsdp={n}")) for n in (1, 8))
+    assert not any(alone.values())
+    assert several["forward"].keys() == {"all-gather"}
+    # All weights are trained: their gradient, in float32, is summed over all rows.
+    assert several["backward"]["all-reduce"] > 2 * 7 / 8 * one["weights"] * 0.99
 
 
 def test_an_adapter_is_counted_apart():

@@ -1,11 +1,12 @@
 """Run in a process that shows eight devices: what one training step sends between them, on a mesh named on the line.
 
-Prints JSON: `sent`, one entry a collective operation of the compiled step (computation, kind, groups of devices,
-shapes), and bytes a device, `planned` by the dry run and `taken` by the compiled step.
+Prints JSON: `sent`, one entry a collective operation of the compiled step (`training.collectives.Collective`); bytes of
+memory a device, `planned` by the dry run and `taken` by the compiled step; and bytes that a device sends by kind of
+collective, `planned_sent` and `taken_sent`.
 """
 
+import dataclasses
 import json
-import re
 import sys
 
 import jax
@@ -15,7 +16,7 @@ from tiny_worlds import left_padded, query_of, random_ids, right_padded, samplin
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import GFlowNet
-from gfn_jax.commands import dry_run
+from gfn_jax.commands import dry_run, interconnect
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
@@ -23,6 +24,7 @@ from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import PosteriorReward
+from gfn_jax.training import collectives
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step
@@ -34,11 +36,11 @@ LORA = LoraConfig(3, 6, ("q", "k", "v", "o", "gate", "up", "down", "head"))
 QUERIES, SAMPLES, REPLAYED, HORIZON, CAPACITY, ALLOWED = 16, 4, 1, 17, 5, 24
 
 
-def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stages.Compiled, int]:
+def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stages.Compiled, int, dict[str, float]]:
     """The step of a small world with an answer after every prefix; nothing is computed.
 
     Returns:
-        The step compiled for the mesh, and the bytes a device that the dry run thinks it takes.
+        The step compiled for the mesh, and what the dry run thinks: bytes that it takes, and sends by kind, a device.
     """
     settings = sampling_settings(
         queries=QUERIES, samples=SAMPLES, replay_samples=REPLAYED, tempered=0.5, replay_capacity=CAPACITY
@@ -69,61 +71,19 @@ def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stag
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where[0], meshes.replicated(mesh)))
     shape = dry_run.step_shape(algorithm, shapes[1])
     planned = dry_run.memory(algorithm, shapes[1], shapes[0], shape, jnp.dtype(jnp.float32), mesh.abstract_mesh)
-    return jitted.lower(state, constants).compile(), sum(planned.values())
-
-
-def collectives(text: str) -> list[dict]:
-    """The collective operations of a compiled program's text."""
-    found, computation = [], ""
-    for line in text.splitlines():
-        header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(", line)
-        computation = header[1] if header else computation
-        kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-        sent = re.search(rf" = (.*?) ({kinds})(-start)?\(", line)
-        if sent:
-            shapes = [
-                (kind, [int(size) for size in sizes.split(",") if size])
-                for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", sent[1])
-            ]
-            found.append(
-                {"computation": computation, "kind": sent[2], "groups": groups_of(line), "shapes": shapes, "line": line}
-            )
-    return found
-
-
-def groups_of(line: str) -> list[list[int]]:
-    """Which devices speak to each other: XLA writes it in four ways."""
-
-    def numbers(text: str) -> list[int]:
-        return [int(x) for x in re.findall(r"\d+", text)]
-
-    def counted(sizes: str, order: str | None) -> np.ndarray:
-        ids = np.arange(8).reshape(numbers(sizes))
-        return ids.transpose(numbers(order)) if order else ids
-
-    pairs = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line)
-    if pairs:
-        return [numbers(group) for group in pairs[1].split("},{")]
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if iota:
-        return counted(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2])).tolist()
-    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-    named = re.search(r"replica_groups=mesh\[(.*?)\]" + order + r" \{(.*?)\}", line)
-    if named:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        ids = counted(named[2] or "8", named[3]).reshape([int(size) for size in sizes.values()])
-        over = [list(sizes).index(axis) for axis in re.findall(r"'(\w+)'", named[4])]
-        rest = [axis for axis in range(len(sizes)) if axis not in over]
-        return ids.transpose(*rest, *over).reshape(-1, int(np.prod([ids.shape[axis] for axis in over]))).tolist()
-    assert "replica_groups={}" in line, line
-    return [list(range(8))]
+    sent = interconnect.sent(algorithm, shapes[1], shapes[0], shape, 1, mesh.abstract_mesh)
+    if not remat:
+        del sent["recomputed"]
+    return jitted.lower(state, constants).compile(), sum(planned.values()), interconnect.total(*sent.values())
 
 
 if __name__ == "__main__":
     decoder.VOCABULARY_BLOCK = 16  # several blocks even here
     MESH = meshes.make_mesh(meshes.MeshConfig(*map(int, sys.argv[1].split("x"))))
     with jax.set_mesh(MESH):
-        compiled, planned = compile_step(MESH, remat="remat" in sys.argv)
+        compiled, planned, planned_sent = compile_step(MESH, remat="remat" in sys.argv)
     memory = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    print(json.dumps({"sent": collectives(compiled.as_text()), "planned": planned, "taken": taken}))
+    found = collectives.collectives(compiled.as_text(), MESH.size, loops=(HORIZON - 2,))  # tokens that are read
+    sent = {"sent": list(map(dataclasses.asdict, found)), "taken_sent": collectives.sent(found)}
+    print(json.dumps({**sent, "planned_sent": planned_sent, "planned": planned, "taken": taken}))

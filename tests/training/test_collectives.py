@@ -10,10 +10,11 @@ from collections import Counter
 
 import jax
 import pytest
-from collectives import ALLOWED, CONFIG, LORA, groups_of
+from collectives import ALLOWED, CONFIG, LORA
 
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.lora import init_lora
+from gfn_jax.training.collectives import collectives, groups_of, sent
 
 HEAD = [CONFIG.width, CONFIG.vocab_size]
 
@@ -91,6 +92,10 @@ def test_rows_stay_and_weights_come_once_a_pass(mesh):
         if shape in kernels:
             assert count <= kernels.count(shape), f"{count} x {shape} gathered in {computation}"
     assert compiled["planned"] == pytest.approx(compiled["taken"], rel=0.2)
+    planned, taken = compiled["planned_sent"], compiled["taken_sent"]
+    for kind, size in planned.items():
+        assert size == pytest.approx(taken[kind], rel=0.2), kind
+    assert sum(planned.values()) == pytest.approx(sum(taken.values()), rel=0.2)
 
 
 @pytest.mark.slow
@@ -103,10 +108,42 @@ def test_memory_is_as_planned_on_one_device(words):
 def test_groups_are_read_as_the_compiler_writes_them():
     pairs = [[0, 1], [2, 3], [4, 5], [6, 7]]
     across = [[0, 4], [1, 5], [2, 6], [3, 7]]
-    assert groups_of("replica_groups={{0,1},{2,3},{4,5},{6,7}}, x") == pairs
-    assert groups_of("replica_groups=[4,2]<=[8], x") == pairs
-    assert groups_of("replica_groups=[4,2]<=[2,4]T(1,0), x") == across
-    assert groups_of("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, x") == across
-    assert groups_of("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, x") == across
-    assert groups_of("source_target_pairs={{0,1},{2,3}}, x") == [[0, 1], [2, 3]]
-    assert groups_of("replica_groups={}, x") == [list(range(8))]
+    assert groups_of("replica_groups={{0,1},{2,3},{4,5},{6,7}}, x", 8) == pairs
+    assert groups_of("replica_groups=[4,2]<=[8], x", 8) == pairs
+    assert groups_of("replica_groups=[4,2]<=[2,4]T(1,0), x", 8) == across
+    assert groups_of("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, x", 8) == across
+    assert groups_of("replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, x", 8) == across
+    assert groups_of("source_target_pairs={{0,1},{2,3}}, x", 8) == [[0, 1], [2, 3]]
+    assert groups_of("replica_groups={}, x", 8) == [list(range(8))]
+
+
+PROGRAM = """
+body.1 (x: f32[4]) -> f32[4] {
+  ROOT %s = f32[4]{0} all-reduce(%x), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+inner.2 (x: f32[4]) -> f32[4] {
+  %g = f32[8]{0} all-gather(%x), replica_groups=[2,2]<=[4], dimensions={0}
+  ROOT %p = bf16[6]{0} collective-permute(%y), source_target_pairs={{0,1},{1,0}}
+}
+
+outer.3 (x: f32[4]) -> f32[4] {
+  ROOT %w = f32[4] while(%x), condition=%c, body=%inner.2
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %a = f32[4] while(%x), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+  %b = f32[4] while(%a), condition=%c, body=%outer.3
+  ROOT %r = f32[2]{0} reduce-scatter(%b), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+
+
+def test_bytes_are_a_rings_as_often_as_the_loop_runs():
+    found = sent(collectives(PROGRAM, 4, loops=(5,)))
+    assert found == {
+        "all-gather": 5 * 32 / 2,  # a loop of unknown rounds, and one more within it, which counts once
+        "all-reduce": 3 * 2 * 16 / 2,
+        "reduce-scatter": 4 * 8 * 3 / 4,
+        "collective-permute": 5 * 12,
+    }
