@@ -5,6 +5,7 @@ import logging
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gfn_jax.models.checkpoint import load_model, read_config
@@ -41,6 +42,8 @@ def export(settings: Settings) -> str:
     """
     if settings.push_to_hub is not None:
         check_name(settings.push_to_hub)
+    if jax.process_index() != 0:  # one host can do it, and one does
+        return ""
     written = write(settings)
     if settings.push_to_hub is None:
         return written

@@ -74,6 +74,12 @@ def keep(path: pathlib.Path) -> None:
         sys.stdout.keep(path)
 
 
+def note(text: str) -> None:
+    """Writes a text that is printed elsewhere behind what progress has printed, in the file that `keep` has named."""
+    if isinstance(sys.stdout, Screen):
+        sys.stdout.note(text)
+
+
 class Screen(io.TextIOBase):
     """Standard output with a memory and, where it is a terminal, a bar beneath the lines while a place is known."""
 
@@ -202,7 +208,8 @@ class Progress(logging.StreamHandler):
         while not self._ended.wait(self._patience / 10):
             now = time.monotonic()
             shown = isinstance(self.stream, Screen) and self.stream.shows_place
-            if self._text and now - self._spoke >= self._patience and not shown:
+            heard = logging.getLogger("gfn_jax").isEnabledFor(logging.INFO)
+            if self._text and now - self._spoke >= self._patience and heard and not shown:
                 place = "" if self._place is None else "; {} of {}".format(*self._place)
                 text = f"  still: {self._text:.70}{place} ({now - self._began:.0f} s)"
                 self.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "repeated": True}))

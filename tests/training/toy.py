@@ -91,14 +91,14 @@ def make_run(
 if __name__ == "__main__":
     import logging
 
-    from gfn_jax.commands.train import in_cluster, join_cluster
+    from gfn_jax.commands.cluster import in_cluster, join
     from gfn_jax.errors import TrainingStopped
     from gfn_jax.training.loop import train
     from gfn_jax.training.mesh import MeshConfig, make_mesh, place, replicated
 
     together = in_cluster(os.environ)
     if together:
-        join_cluster(os.environ)
+        join(os.environ)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
