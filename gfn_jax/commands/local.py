@@ -167,10 +167,11 @@ def first_failure(processes: Sequence[subprocess.Popen]) -> str | None:
     """Waits for the end of all, or until one has neither finished nor stopped when told to: which, and how it ended."""
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0, STOPPED):
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                return f"process {rank} of {len(codes)} {how}"
+        failed = {code: rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)}
+        if failed:
+            code = min(failed)  # killed before failed: who is killed has not failed because of another
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return f"process {failed[code]} of {len(codes)} {how}"
         if None not in codes:
             return None
         time.sleep(LOOK)
