@@ -18,7 +18,7 @@ from gfn_jax.errors import TrainingStopped
 LAUNCH = "gfn_jax.launch"
 EXAMPLE = "the command's own flags behind --, as in -- --config=configs/arith.py"
 STOPPED = 128 + signal.SIGTERM
-GRACE = 4.0  # seconds that the others have to end, once one has died, before SIGTERM and then before SIGKILL
+GRACE = 3.0  # seconds that the others have to end, once one has died, before SIGTERM and then before SIGKILL
 LOOK = 0.1  # seconds between two looks at the processes
 
 

@@ -22,6 +22,7 @@ MESHES = {
 # Adam divides by the root of what gradients were: without this, noise decides where they vanish.
 STEADY = ("--config.optimizer.eps=1e-3",)
 SHORT = (f"--config.steps={STEPS}", *STEADY)
+BRIEF = ("--config.report=validation", "--config.certificate.queries=0", "--config.evaluation.every=5")
 NUMBERS = ("rng.py:smoke", *SHORT)
 ANSWERS = ("arith.py:smoke", *SHORT)
 CASES = {
@@ -39,7 +40,7 @@ CASES = {
     "finetune": ("finetune.py:smoke", *SHORT),
     "finetune_full": ("finetune.py:smoke", *SHORT, "--config.mode=full"),
     "pretrain": ("pretrain.py:smoke", *STEADY, f"--config.phases.first.steps={STEPS}"),
-    "em": ("subj.py:smoke", *SHORT, "--config.em.rounds=1", "--config.certificate.queries=0"),
+    "em": ("subj.py:smoke", *SHORT, "--config.em.rounds=1", *BRIEF),
     "star": (
         *ANSWERS,
         "--config.algorithm=star",
@@ -47,7 +48,7 @@ CASES = {
         "--config.star.rounds=2",
         "--config.star.samples=8",
         "--config.star.growth=1.0",
-        "--config.certificate.queries=0",
+        *BRIEF,
     ),
 }
 
