@@ -28,8 +28,8 @@ gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:gfn_jax.tar.gz" --zone="$ZONE" 
 
 on_all_hosts 'set -eu
 mkdir -p gfn_jax && tar -xzf gfn_jax.tar.gz -C gfn_jax && cd gfn_jax
-# Python 3.11 at least: the newest that is there or, where there is none (Ubuntu 22.04, of most slices, has 3.10), one that
-# uv brings.
+# Python 3.11 at least: the newest that is there or, where there is none (Ubuntu 22.04, of most slices, has 3.10), one
+# that uv brings.
 PYTHON=$(for name in python3.13 python3.12 python3.11 python3; do command -v $name || true; done | head -n 1)
 if [ ! -x .venv/bin/python ]; then
     if "$PYTHON" -c "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
