@@ -28,7 +28,7 @@ PATIENCE = (
 # Seconds of silence before the system asks whether the other host is there, between two questions, and how many.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 DONE, DIED, FAILED = "done", "died", "failed"  # last words, the latter two of whom, and how
-TOGETHER = (0, 130, 143)  # exit codes that all processes have agreed on: done, or stopped by a signal
+TOGETHER = (0, 143)  # exit codes that all processes have agreed on: done, or stopped by SIGTERM
 
 GO_ON = "the same command goes on from what was saved"
 
@@ -125,7 +125,7 @@ class Peers:
 
         self.rank, self.count = rank, count
         self.lost: str | None = None  # who has ended before it was done, and how
-        self._links: dict[int, TextIO] = {}
+        self._links: dict[int, socket.socket] = {}
         self._done: set[int] = set()
         self._closed: set[int] = set()
         self._leaving = False
@@ -146,31 +146,33 @@ class Peers:
         except OSError as error:
             _log.warning("process %d cannot reach process 0 (%s): when one dies, others may wait for it", rank, error)
             return
-        link = self._links[0] = _lines(connection)
-        print(word, rank, os.getpid(), socket.gethostname(), file=link, flush=True)
-        _thread(self._hear, 0, link, f"process 0 of {count}")
+        self._links[0] = connection
+        self._tell(f"{word} {rank} {os.getpid()} {socket.gethostname()}")
+        _thread(self._hear, 0, _lines(connection), f"process 0 of {count}")
 
     def leave(self, code: int) -> int:
         """Ends together with the others where all of them end, else at once; returns the exit code.
 
         With a code that only this process has it does not return: jax would wait for the others, who wait for this one.
         """
+        together = code in TOGETHER
+        own = f"process {self.rank} of {self.count} (id {os.getpid()} on {socket.gethostname()})"
         with self._news:
-            if code in TOGETHER and self.rank != 0:
+            if together and self.rank != 0:
                 self._tell(DONE)
-            if code in TOGETHER:
+            if together:
                 self._news.wait_for(lambda: self.lost is not None or self._done == self._links.keys())
-            if self.lost is None:
-                self._leaving = True
-                own = f"process {self.rank} of {self.count} (id {os.getpid()} on {socket.gethostname()})"
-                self._tell(DONE if code in TOGETHER else f"{FAILED} {own} ended with exit code {code}")
-            elif code not in TOGETHER:
-                self._leaving = True  # for a reason of its own, which it has said
-        if self._leaving and code in TOGETHER:
-            return code
-        if self._leaving:
+            self._leaving = self.lost is None or not together  # else the loss is what ends this process
+            if together and self.rank == 0 and self._leaving:
+                self._tell(DONE)
+            if not together and self.lost is None:
+                self._tell(f"{FAILED} {own} ended with exit code {code}")
+            self._news.notify_all()
+        if not self._leaving:
+            _wait()
+        if not together:
             self._end(code)
-        return _wait()
+        return code
 
     def failed(self) -> bool:
         """Whether another process has ended before it was done; waits a little for the news."""
@@ -178,22 +180,25 @@ class Peers:
             return self._news.wait_for(lambda: self.lost is not None, PATIENCE)
 
     def _accept(self, server: socket.socket, word: str) -> None:
-        """Answers the other processes until all are there."""
-        while len(self._links) < self.count - 1:
+        """Answers whoever calls."""
+        while True:
             connection, _ = server.accept()
-            with contextlib.suppress(OSError, ValueError):  # a stranger
-                connection.settimeout(CONNECTING)
-                link = _lines(connection)
-                said, rank, pid, host = link.readline().split()
-                connection.settimeout(None)
-                if said == word:
-                    with self._news:
-                        self._links[int(rank)] = link
-                    _thread(self._hear, int(rank), link, f"process {rank} of {self.count} (id {pid} on {host})")
+            _thread(self._greet, connection, word)
 
-    def _hear(self, rank: int, link: TextIO, name: str) -> None:
+    def _greet(self, connection: socket.socket, word: str) -> None:
+        """Hears one of the other processes out; a stranger is not listened to."""
+        lines = _lines(connection)
+        said, _, who = _line(lines).partition(" ")
+        if said != word:
+            return connection.close()
+        rank, pid, host = who.split()
+        with self._news:
+            self._links[int(rank)] = connection
+        self._hear(int(rank), lines, f"process {rank} of {self.count} (id {pid} on {host})")
+
+    def _hear(self, rank: int, lines: TextIO, name: str) -> None:
         """Waits for a process's last word, or for its end without one."""
-        said = _line(link)
+        said = _line(lines)
         with self._news:
             if said == DONE:
                 self._done.add(rank)
@@ -207,7 +212,7 @@ class Peers:
                 if word == DIED or not self._news.wait_for(lambda: self._leaving, PATIENCE):
                     _thread(self._give_up)
         while said:
-            said = _line(link)
+            said = _line(lines)
         with self._news:
             self._closed.add(rank)
             self._news.notify_all()
@@ -233,7 +238,7 @@ class Peers:
     def _tell(self, word: str) -> None:
         for link in self._links.values():
             with contextlib.suppress(OSError):
-                print(word, file=link, flush=True)
+                link.sendall(f"{word}\n".encode())
 
 
 @contextlib.contextmanager
@@ -275,21 +280,21 @@ def _listen() -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def _line(link: TextIO) -> str:
+def _line(lines: TextIO) -> str:
     """The next line; none where the other end is closed."""
     with contextlib.suppress(OSError, ValueError):
-        return link.readline().strip()
+        return lines.readline().strip()
     return ""
 
 
-def _lines(connection: socket.socket) -> Any:
-    """A connection as lines of text, lost once the other host is."""
+def _lines(connection: socket.socket) -> TextIO:
+    """What comes over a connection, which is lost once the other host is."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return connection.makefile("rw", encoding="utf-8")
+    return connection.makefile("r", encoding="utf-8")
 
 
 def _thread(work: Callable[..., None], *arguments: Any) -> None:
