@@ -220,7 +220,7 @@ class Peers:
     def _give_up(self) -> None:
         note(f"PeerLost: {self.lost}\n")
         print(f"error: {self.lost}; {GO_ON}", file=sys.stderr, flush=True)
-        self._end(cli.FAILED)
+        self._end(cli.ANOTHER)
 
     def _end(self, code: int) -> None:
         """Ends this process without the others: not by way of jax, which would wait for them.

@@ -42,10 +42,8 @@ def export(settings: Settings) -> str:
     """
     if settings.push_to_hub is not None:
         check_name(settings.push_to_hub)
-    if jax.process_index() != 0:  # one host can do it, and one does
-        return ""
     written = write(settings)
-    if settings.push_to_hub is None:
+    if settings.push_to_hub is None or jax.process_index() != 0:
         return written
     return f"{written}\nOn the hub: {push(pathlib.Path(settings.out), settings.push_to_hub)}"
 
@@ -60,7 +58,9 @@ def write(settings: Settings) -> str:
     base = settings.model or run.base
     folder = resolve(model_folder(base))
     model_type, config = read_config(folder)
-    lora = restore_adapter(run, step, config)
+    lora = restore_adapter(run, step, config)  # which takes all processes
+    if jax.process_index() != 0:
+        return ""
     origin = describe(run, step, base, settings.command)
     if not settings.merged:
         export_run_adapter(out, config, run.lora, lora, model_type, origin)

@@ -134,7 +134,7 @@ def start(line: Line, rank: int, address: str) -> tuple[subprocess.Popen, thread
 def pass_on(stream: Iterable[str], prefix: str) -> None:
     """Prints lines to standard error, but for gloo's, which says of every group of devices that it is connected."""
     for line in stream:
-        if not line.startswith("[Gloo] Rank"):
+        if not line.startswith("[Gloo]") and "peer ranks" not in line:  # its threads write into each other's lines
             print(f"{prefix}{line}", end="", file=sys.stderr, flush=True)
 
 
@@ -167,7 +167,9 @@ def first_failure(processes: Sequence[subprocess.Popen]) -> str | None:
     """Waits for the end of all, or until one has neither finished nor stopped when told to: which, and how it ended."""
     while True:
         codes = [process.poll() for process in processes]
-        failed = {code: rank for rank, code in enumerate(codes) if code not in (None, 0, STOPPED)}
+        # Who ends because of another only shows that there is one.
+        blameless = (None, 0, STOPPED, *([cli.ANOTHER] if None in codes else []))
+        failed = {code: rank for rank, code in enumerate(codes) if code not in blameless}
         if failed:
             code = min(failed)  # killed before failed: who is killed has not failed because of another
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

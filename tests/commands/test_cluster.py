@@ -94,7 +94,7 @@ def test_one_that_is_killed_is_named_by_the_others_wherever_they_are(dead, ended
     assert time.monotonic() - began < 25
     assert found[dead].code == -9
     for rank in {0, 1, 2} - {dead}:
-        assert found[rank].code == 1
+        assert found[rank].code == 75
         (line,) = found[rank].error
         assert line.startswith(f"error: process {dead} of 3")
         assert line.endswith(" has died; the same command goes on from what was saved")
@@ -106,7 +106,7 @@ def test_a_reason_is_given_by_who_has_it(failed, ended):
     assert found[failed].code == 1
     assert found[failed].error == ["error: its disk is full"]
     for rank in {0, 1, 2} - {failed}:
-        assert found[rank].code == 1
+        assert found[rank].code == 75
         (line,) = found[rank].error
         assert line.startswith(f"error: process {failed} of 3 (id ")
         assert line.endswith(" ended with exit code 1; the same command goes on from what was saved")
@@ -126,7 +126,7 @@ def test_a_connection_that_breaks_is_not_the_reason(ended):
     )
     assert second.code == -9
     for each in (first, third):
-        assert each.code == 1
+        assert each.code == 75
         assert len(each.error) == 1
         assert "process 1 of 3" in each.error[0]
 

@@ -80,6 +80,22 @@ while not pathlib.Path("deaf").exists():
     assert len(error.splitlines()) == 1
 
 
+def test_who_fails_is_named_not_who_ends_because_of_it(command):
+    program = """
+if rank == 1:
+    pathlib.Path("ended").touch()
+    sys.exit(75)
+while not pathlib.Path("ended").exists():
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(2)
+"""
+    child = command(program)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert error.startswith("error: process 0 of 2 ended with exit code 2, and the others were ended")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_all_stop(number, command, tmp_path):
     program = """
