@@ -208,8 +208,7 @@ class Progress(logging.StreamHandler):
         while not self._ended.wait(self._patience / 10):
             now = time.monotonic()
             shown = isinstance(self.stream, Screen) and self.stream.shows_place
-            heard = logging.getLogger("gfn_jax").isEnabledFor(logging.INFO)
-            if self._text and now - self._spoke >= self._patience and heard and not shown:
+            if self._text and now - self._spoke >= self._patience and not shown:
                 place = "" if self._place is None else "; {} of {}".format(*self._place)
                 text = f"  still: {self._text:.70}{place} ({now - self._began:.0f} s)"
                 self.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "repeated": True}))
