@@ -77,6 +77,14 @@ def in_cluster(environ: Mapping[str, str]) -> bool:
     return "JAX_COORDINATOR_ADDRESS" in environ or len(hosts) > 1 or tasks > 1 or ranks > 1
 
 
+def alone() -> None:
+    """Raises ValueError in a cluster, for a command that would do all of its work once a process."""
+    if in_cluster(os.environ):
+        raise ValueError(
+            "the environment says that there are several processes, and this command is for one: start it alone"
+        )
+
+
 def join_if_any() -> None:
     """Meets the other processes where the environment says that there are some."""
     if in_cluster(os.environ):

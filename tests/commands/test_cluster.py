@@ -1,6 +1,8 @@
 """How a process of several ends: with the others where all end, else at once, and the others with it."""
 
 import dataclasses
+import importlib
+import inspect
 import os
 import pathlib
 import subprocess
@@ -129,6 +131,15 @@ def test_a_connection_that_breaks_is_not_the_reason(ended):
         assert each.code == 75
         assert len(each.error) == 1
         assert "process 1 of 3" in each.error[0]
+
+
+@pytest.mark.parametrize("name", ["benchmark", "posterior_bench", "reproduce", "tune", "baselines", "gfn_evaluate"])
+def test_a_command_for_one_process_says_so(name, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    module = importlib.import_module(f"gfn_jax.commands.{name}")
+    arguments = [None] * len(inspect.signature(module.prepare).parameters)
+    with pytest.raises(ValueError, match="this command is for one: start it alone"):
+        list(module.prepare(*arguments))
 
 
 def test_in_no_cluster_a_command_is_a_plain_one(capsys, monkeypatch):

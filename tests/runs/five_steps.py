@@ -40,7 +40,7 @@ CASES = {
     "finetune": ("finetune.py:smoke", *SHORT),
     "finetune_full": ("finetune.py:smoke", *SHORT, "--config.mode=full"),
     "pretrain": ("pretrain.py:smoke", *STEADY, f"--config.phases.first.steps={STEPS}"),
-    "em": ("subj.py:smoke", *SHORT, "--config.em.rounds=1", *BRIEF),
+    "em": ("subj.py:smoke", *SHORT, "--config.em.rounds=1", f"--config.em.steps={STEPS}", *BRIEF),
     "star": (
         *ANSWERS,
         "--config.algorithm=star",
