@@ -19,6 +19,7 @@ MESHES = {
     "fsdp": ("--config.mesh.data=1", "--config.mesh.fsdp=8"),
     "all": ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
 }
+SIZES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 # Adam divides by the root of what gradients were: without this, noise decides where they vanish.
 STEADY = ("--config.optimizer.eps=1e-3",)
 SHORT = (f"--config.steps={STEPS}", *STEADY)
@@ -63,6 +64,8 @@ def learnt(name: str, mesh: str, workdir: pathlib.Path) -> dict[str, np.ndarray]
     mesh_words = () if name == "pretrain" or jax.device_count() == 1 else MESHES[mesh]
     config = parse(["launch", f"--config={ROOT / 'configs' / file}", *words, *mesh_words]).config
     program = build(config, workdir)
+    sizes = (1, 1, 1) if jax.device_count() == 1 else SIZES[mesh]
+    assert tuple(jax.sharding.get_abstract_mesh().shape.values()) == sizes
     if isinstance(program, Single):
         run, losses = program.run, []
         state = run.state

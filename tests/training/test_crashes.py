@@ -93,9 +93,13 @@ FLAGS = (
 
 
 def measured(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every metric of every step, but for what a clock says; and what is found at the end."""
-    kept = records(workdir)
-    return {name: np.array([row[name] for row in kept if name in row]) for row in kept for name in row}
+    """Every metric of every step and evaluation, but for what a clock says."""
+    found: dict[str, list[float]] = {}
+    for record in records(workdir):
+        kind = record.pop("kind")
+        for name, value in record.items():
+            found.setdefault(f"{kind}: {name}", []).append(value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 @pytest.mark.scale
