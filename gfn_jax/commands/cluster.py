@@ -22,14 +22,12 @@ from gfn_jax.errors import first_line
 
 WATCH = "gfn_jax/watch"  # in jax's table that all processes read: where the first listens
 CONNECTING = 60.0  # seconds
-PATIENCE = (
-    3.0  # seconds for what went wrong there to be found here, too: both may end for one reason, in their own words
-)
+# Seconds for what went wrong there to be found here, too: both may end for one reason, each in its own words.
+PATIENCE = 3.0
 # Seconds of silence before the system asks whether the other host is there, between two questions, and how many.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 DONE, DIED, FAILED = "done", "died", "failed"  # last words, the latter two of whom, and how
 TOGETHER = (0, 143)  # exit codes that all processes have agreed on: done, or stopped by SIGTERM
-
 GO_ON = "the same command goes on from what was saved"
 
 _log = logging.getLogger("gfn_jax")
