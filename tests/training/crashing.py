@@ -36,6 +36,7 @@ def set_trap(place: str, rank: str, mark: pathlib.Path) -> None:
     @functools.wraps(done)
     def done_and_die(self, first, *arguments, **more):
         if place == "step" and first == STEP:
+            self.run.checkpointer.wait()  # what was saved before is whole
             die()
         found = done(self, first, *arguments, **more)
         if place == "restore" or (place == "save" and first >= STEP):
