@@ -82,9 +82,16 @@ def complete(line: Line) -> Iterator[str]:
     """
     with free_port() as port:
         address = f"localhost:{port}"
-    processes, readers = zip(*(start(line, rank, address) for rank in range(line.processes)), strict=True)
+    processes: list[subprocess.Popen] = []
+    readers: list[threading.Thread] = []
     try:
-        with passing_on(processes):
+        with passing_on(processes) as told:
+            for rank in range(line.processes):
+                process, reader = start(line, rank, address)
+                processes.append(process)
+                readers.append(reader)
+            if told:  # meanwhile
+                tell(processes, signal.SIGTERM)
             failed = first_failure(processes)
     finally:
         end(processes)
@@ -139,18 +146,20 @@ def pass_on(stream: Iterable[str], prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """Passes the first SIGTERM or Ctrl-C on as SIGTERM, upon which all save and stop; the second kills them."""
-    told = False
+def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Passes the first SIGTERM or Ctrl-C on as SIGTERM, upon which all save and stop; the second kills them.
+
+    Gives the signals that have come.
+    """
+    told: list[int] = []
 
     def react(number: int, frame: FrameType | None) -> None:
-        nonlocal told
         tell(processes, signal.SIGKILL if told else signal.SIGTERM)
-        told = True
+        told.append(number)
 
     before = {number: signal.signal(number, react) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -169,7 +178,7 @@ def first_failure(processes: Sequence[subprocess.Popen]) -> str | None:
         codes = [process.poll() for process in processes]
         # Who ends because of another only shows that there is one.
         blameless = (None, 0, STOPPED, *([cli.ANOTHER] if None in codes else []))
-        failed = {code: rank for rank, code in enumerate(codes) if code not in blameless}
+        failed = {code: rank for rank, code in enumerate(codes) if code is not None and code not in blameless}
         if failed:
             code = min(failed)  # killed before failed: who is killed has not failed because of another
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
