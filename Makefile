@@ -3,6 +3,7 @@
 #   make reproduce   the paper's tables and figures on tiny worlds, one seed, with a report in runs/reproduce/report
 #   make test    installs, then lint, types, tests, and one short run from end to end
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
+#   make test-scale   many devices and processes learn what one does, on every task and by every algorithm; crashes
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
 #   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
 #   make torch-peer   a step beside the same step in PyTorch, which it installs beside the rest
@@ -16,8 +17,8 @@ TORCH := .venv/torch
 DOCS := .venv/docs
 SMOKE := runs/smoke
 
-.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-torch pretrain benchmark \
-	torch-peer docs notebook clean
+.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-scale test-torch pretrain \
+	benchmark torch-peer docs notebook clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -57,6 +58,9 @@ test-slow: $(INSTALLED)
 
 test-reference: $(INSTALLED)
 	$(BIN)/pytest -m reference
+
+test-scale: $(INSTALLED)
+	$(BIN)/pytest -m scale
 
 test-torch: $(TORCH)
 	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py tests/benchmarks

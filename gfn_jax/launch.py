@@ -10,7 +10,8 @@
     --debug             shows tracebacks; so does GFN_JAX_DEBUG=1
 
 What is wrong with the command, its config or its data ends in one line `error: ...` and exit code 2; what
-goes wrong later, in one line and exit code 1. Ctrl-C and SIGTERM save; the exit code is 128 + the signal.
+goes wrong later, in one line and exit code 1. Ctrl-C and SIGTERM save; the exit code is 128 + the signal. Where another
+process of the job has died or failed, this one ends too, with a line that names it and exit code 75.
 """
 
 import sys

@@ -28,10 +28,17 @@ gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:gfn_jax.tar.gz" --zone="$ZONE" 
 
 on_all_hosts 'set -eu
 mkdir -p gfn_jax && tar -xzf gfn_jax.tar.gz -C gfn_jax && cd gfn_jax
-# The newest Python that is there: 3.11 at least, which the images of some slices have beside an older python3.
-PYTHON=$(for name in python3.13 python3.12 python3.11 python3; do command -v $name; done | head -n 1)
-"$PYTHON" -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "error: $PYTHON is older than 3.11" >&2; exit 2; }
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+# Python 3.11 at least: the newest that is there or, where there is none (Ubuntu 22.04, of most slices, has 3.10), one
+# that uv brings.
+PYTHON=$(for name in python3.13 python3.12 python3.11 python3; do command -v $name || true; done | head -n 1)
+if [ ! -x .venv/bin/python ]; then
+    if "$PYTHON" -c "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
+        "$PYTHON" -m venv .venv
+    else
+        "$PYTHON" -m pip install --quiet --user uv
+        "$PYTHON" -m uv venv --quiet --seed --python 3.12 .venv
+    fi
+fi
 .venv/bin/pip install --quiet -r requirements.txt "jax[tpu]"
 .venv/bin/pip install --quiet --no-deps --editable .'
 

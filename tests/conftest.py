@@ -41,12 +41,15 @@ def golden_folder() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "golden"
 
 
+ASKED_FOR = ("reference", "scale")  # tests so marked are left out unless `-m` names the mark
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `reference` are left out unless `-m` names them."""
-    if "reference" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("reference")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Leaves out the tests that are to be asked for."""
+    unasked = [name for name in ASKED_FOR if name not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

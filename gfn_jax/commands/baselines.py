@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.config_flag import define_config, given_keys, split_config
 from gfn_jax.commands.progress import progress
 
@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     """Measures when the page is asked for; what is wrong with the config is found before."""
+    cluster.alone()
     from gfn_jax.runs.config import read_policy_run
     from gfn_jax.studies.baselines import chosen
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.config_flag import EXAMPLE, define_config, split_config
 from gfn_jax.sections import Count, Natural, Seed, top_level
 
@@ -73,6 +73,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues) -> Iterator[str]:
     """Makes the parts, on random weights; they are timed when the page is asked for."""
+    cluster.alone()
     from gfn_jax.commands.benchmark_parts import step_parts
 
     top_level(BenchmarkConfig, values.config)

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 
 EXAMPLE = "write --workdir=DIR"
 TEXT = {
@@ -31,7 +31,7 @@ TWISTS = ("none", "unit", "answer", "flow", "value")
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
     cli.keep_programs()
-    return cli.run(argv, doc, parse, prepare)
+    return cluster.run(argv, doc, parse, prepare)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
@@ -54,6 +54,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues) -> list[str]:
     """Measures: whatever goes wrong is for the person to put right."""
+    cluster.join_if_any()
     from gfn_jax.commands.certifying import Settings, certify
 
     chosen: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}

@@ -96,7 +96,7 @@ def certify(settings: Settings) -> str:
     certificate = certifier(policy, other)
     target = f"R^(1/{temperature:g})" if temperature != 1 else "R"
     title = f"{name} against {target} of {config.values.task}, queries 0 to {len(certificate.exact) - 1} of {split}"
-    if settings.out is not None:
+    if settings.out is not None and jax.process_index() == 0:
         found = {**dataclasses.asdict(settings), "policy": name, "split": split, "temperature": temperature}
         pathlib.Path(settings.out).write_text(json.dumps({**found, **certificate.as_dict()}, indent=1) + "\n")
     return f"{title}\n\n{certificate.page()}"

@@ -19,6 +19,7 @@ from gfn_jax.commands.progress import notes
 from gfn_jax.errors import TrainingStopped
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+ANOTHER = 75  # another process of the job has ended before it was done: EX_TEMPFAIL of sysexits.h
 
 # What a person can put right, phase by phase; anything else is a fault of ours and keeps its traceback.
 # ml_collections wraps the KeyError of a misspelt key in an AttributeError.

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 
 EXAMPLE = "write --workdir=DIR --out=DIR"
 TEXT = {
@@ -22,7 +22,7 @@ TEXT = {
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
     cli.keep_programs()
-    return cli.run(argv, doc, parse, prepare)
+    return cluster.run(argv, doc, parse, prepare)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
@@ -39,6 +39,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues) -> list[str]:
     """Writes the folder: whatever goes wrong is for the person to put right."""
+    cluster.join_if_any()
     from gfn_jax.commands.exporting import Settings, export
 
     chosen: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Settings)}

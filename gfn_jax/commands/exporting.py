@@ -5,6 +5,7 @@ import logging
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gfn_jax.models.checkpoint import load_model, read_config
@@ -42,7 +43,7 @@ def export(settings: Settings) -> str:
     if settings.push_to_hub is not None:
         check_name(settings.push_to_hub)
     written = write(settings)
-    if settings.push_to_hub is None:
+    if settings.push_to_hub is None or jax.process_index() != 0:
         return written
     return f"{written}\nOn the hub: {push(pathlib.Path(settings.out), settings.push_to_hub)}"
 
@@ -57,7 +58,9 @@ def write(settings: Settings) -> str:
     base = settings.model or run.base
     folder = resolve(model_folder(base))
     model_type, config = read_config(folder)
-    lora = restore_adapter(run, step, config)
+    lora = restore_adapter(run, step, config)  # which takes all processes
+    if jax.process_index() != 0:
+        return ""
     origin = describe(run, step, base, settings.command)
     if not settings.merged:
         export_run_adapter(out, config, run.lora, lora, model_type, origin)

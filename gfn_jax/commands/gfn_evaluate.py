@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.gfn_train import meant, split
 from gfn_jax.commands.progress import progress
 from gfn_jax.sections import leaves
@@ -112,6 +112,7 @@ def value_of(text: str, before: Any) -> Any:
 
 def prepare(values: flags.FlagValues) -> Iterator[str]:
     """Reads the run and the base; it is measured when the table is asked for."""
+    cluster.alone()
     from gfn_jax.commands.gfn_evaluating import Settings, evaluate
 
     given = json.loads(values.given)

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from gfn_jax.commands import cli, train
+from gfn_jax.commands import cli, cluster, train
 from gfn_jax.commands.config_flag import load_config
 from gfn_jax.commands.progress import progress
 from gfn_jax.commands.shipped import nearest, resolve
@@ -79,7 +79,7 @@ def main(argv: list[str], doc: str | None) -> int:
         print(doc)
         return 0
     cli.keep_programs()
-    return cli.run(
+    return cluster.run(
         argv,
         doc,
         parse,
@@ -102,7 +102,7 @@ def parse(argv: list[str]) -> Request:
             values = train.parse(line.launch(**point, **({} if seed is None else {SEED: seed})))
             first = first or values
     assert first is not None
-    if line.several and (first.distributed or train.in_cluster(os.environ)):
+    if line.several and (first.distributed or cluster.in_cluster(os.environ)):
         raise ValueError("several runs are one machine's, one after the other; in a cluster start one at a time")
     return Request(line, first)
 

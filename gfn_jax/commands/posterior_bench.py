@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.progress import progress
 
 BUDGETS = ("smoke", "small", "full", "tiny")
@@ -40,6 +40,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues) -> Iterator[str]:
     """Checks the names; a target is built when its table is asked for."""
+    cluster.alone()
     if values.budget in ("smoke", "tiny"):
         os.environ.setdefault("XLA_FLAGS", FAST_TO_COMPILE)
     from gfn_jax.bench.methods import METHODS

@@ -74,6 +74,12 @@ def keep(path: pathlib.Path) -> None:
         sys.stdout.keep(path)
 
 
+def note(text: str) -> None:
+    """Writes a text that is printed elsewhere behind what progress has printed, in the file that `keep` has named."""
+    if isinstance(sys.stdout, Screen):
+        sys.stdout.note(text)
+
+
 class Screen(io.TextIOBase):
     """Standard output with a memory and, where it is a terminal, a bar beneath the lines while a place is known."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from gfn_jax.commands import cli, train
+from gfn_jax.commands import cli, cluster, train
 from gfn_jax.commands.config_flag import given_keys
 from gfn_jax.errors import TrainingStopped
 from gfn_jax.studies import plan, pool
@@ -56,6 +56,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
     """Checks the names and every job's arguments; jobs run when the report is asked for."""
+    cluster.alone()
     from gfn_jax.studies.protocol import check_protocol
     from gfn_jax.studies.tables import GROUPS, studies
 

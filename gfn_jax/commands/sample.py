@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.text.files import read_lines, read_text
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ CHOICES = {
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
     cli.keep_programs()
-    return cli.run(argv, doc, parse, prepare)
+    return cluster.run(argv, doc, parse, prepare)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
@@ -84,6 +84,7 @@ def prepare(values: flags.FlagValues) -> Iterator[str]:
     own_questions = of_run and not values.prompt and values.prompts is None
     prompts = () if own_questions else read_prompts(values.prompt, values.prompts)
     context = None if values.context is None else read_text(values.context)
+    cluster.join_if_any()
     from gfn_jax.commands import sampling
 
     names = {field.name for field in dataclasses.fields(sampling.Settings)} - {"prompts", "context"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.config_flag import EXAMPLE, define_config, given_keys, split_config
 from gfn_jax.commands.progress import keep, notes, progress
 from gfn_jax.errors import EvaluationFailed, first_line
@@ -23,7 +23,7 @@ LOG = "log.txt"  # in the workdir: what was printed
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
     cli.keep_programs()
-    return cli.run(
+    return cluster.run(
         argv,
         doc,
         parse,
@@ -74,10 +74,10 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
         return [dry_run(values.config, given_keys(values))]
     workdir = pathlib.Path(values.workdir)
     log = logging.getLogger("gfn_jax")
+    if values.distributed or cluster.in_cluster(os.environ):
+        cluster.join(os.environ)
     log.info(banner(values.config))
     log.info("starting in %s", workdir)
-    if values.distributed or in_cluster(os.environ):
-        join_cluster(os.environ)
     from gfn_jax.runs.build import build, build_sampler
 
     if values.sampler is not None:
@@ -119,30 +119,3 @@ def shown(workdir: pathlib.Path, command: str) -> str:
     except Exception as error:  # whatever drawing raises: nothing of the run depends on it
         where = f"its results are in {workdir}; run the same command for the page"
         raise EvaluationFailed(f"the run is done and its page failed ({first_line(error)}); {where}") from error
-
-
-def in_cluster(environ: Mapping[str, str]) -> bool:
-    """Whether the environment says that this is one of several processes."""
-    hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    # SLURM_STEP_NODELIST is there only in what srun starts, not in the batch script around it.
-    tasks = int(environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_NODELIST" in environ else 1
-    ranks = int(environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    return "JAX_COORDINATOR_ADDRESS" in environ or len(hosts) > 1 or tasks > 1 or ranks > 1
-
-
-def join_cluster(environ: Mapping[str, str]) -> None:
-    """Meets the other processes, whose number and places jax finds out by itself in a cluster it knows.
-
-    Elsewhere set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-    import jax
-
-    place: dict[str, Any] = {}
-    if "JAX_NUM_PROCESSES" in environ:
-        place = {
-            "num_processes": int(environ["JAX_NUM_PROCESSES"]),
-            "process_id": int(environ["JAX_PROCESS_ID"]),
-        }
-    jax.distributed.initialize(**place)
-    if jax.process_index() != 0:  # the first speaks for all
-        logging.getLogger("gfn_jax").setLevel(logging.WARNING)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from gfn_jax.commands import cli
+from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.config_flag import define_config, given_keys, split_config
 from gfn_jax.commands.progress import progress
 from gfn_jax.commands.reproduce import checkout, machine, meaning
@@ -69,6 +69,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def prepare(values: flags.FlagValues, argv: list[str]) -> Iterator[str]:
     """Checks every trial's arguments; they run when the words are asked for."""
+    cluster.alone()
     from gfn_jax.studies import plan, tuning
 
     config = values.config.to_dict()

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from gfn_jax.algorithms.language_model import Corpus, LanguageModeling, epoch_order
 from gfn_jax.evaluation.perplexity import make_perplexity
 from gfn_jax.evaluation.report import write_results
+from gfn_jax.evaluation.rows import gather
 from gfn_jax.models.adapters import export_merged, save_adapter
 from gfn_jax.models.checkpoint import read_config, save_model
 from gfn_jax.models.config import ModelConfig
@@ -33,7 +34,7 @@ from gfn_jax.training.loop import Evaluation, Run, Trained
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import init_state, make_step, new_state
 from gfn_jax.training.writers import make_writers
-from gfn_jax.types import Params, Tokens, TrainState
+from gfn_jax.types import Params, PyTree, Tokens, TrainState
 
 SPLITS = ("training text", "held-out text")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -77,9 +78,11 @@ def build_finetuning(config: Finetuning, workdir: pathlib.Path) -> Run:
 
     def finish(trained: Trained) -> str:
         after = perplexity(algorithm.policy(trained.state.trainable, run.constants))
-        save_finetuned(config, workdir, folder, tokenizer, trained.state.trainable, run.constants.base)
+        weights, base = on_hosts((trained.state.trainable, run.constants.base))
         session = {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
-        write_results(workdir / "results.json", {**facts, **session, "policy": after, "base": before})
+        if jax.process_index() == 0:
+            save_finetuned(config, workdir, folder, tokenizer, weights, base)
+            write_results(workdir / "results.json", {**facts, **session, "policy": after, "base": before})
         return (
             f"Held-out text, {len(held_out.ids)} documents:\n"
             f"  base        {shown(before)}\n"
@@ -161,6 +164,11 @@ def finetuning_algorithm(
         remat=config.model.remat,
         dtype=jnp.dtype(config.model.dtype),
     )
+
+
+def on_hosts(tree: PyTree) -> PyTree:
+    """What one process is to write: whole on every host where its shards lie on several."""
+    return tree if jax.process_count() == 1 else gather(tree)
 
 
 def save_finetuned(

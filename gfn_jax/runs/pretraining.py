@@ -17,6 +17,7 @@ from gfn_jax.models.tensor_files import whole_folder
 from gfn_jax.runs.config import Pretraining
 from gfn_jax.runs.opening import announce
 from gfn_jax.text.loading import model_folder
+from gfn_jax.training import mesh as meshes
 from gfn_jax.training.checkpoint import Checkpointer, claim_workdir
 from gfn_jax.training.loop import Run, Trained
 from gfn_jax.training.optimizer import make_optimizer
@@ -33,7 +34,8 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
     """Training a tiny base model from nothing; it lies in WORKDIR/model at the end."""
     values, model = config.values, config.model
     digest = claim_workdir(workdir, config.described)
-    announce(model, None)
+    mesh = meshes.use_mesh(meshes.MeshConfig())
+    announce(model, None, mesh)
     tokenizer = config.corpus.build_tokenizer()
     algorithm, optimizer = LanguageModeling(model), make_optimizer(config.optimizer)
     key = jax.random.key(values.seed)
@@ -45,16 +47,19 @@ def build_pretraining(config: Pretraining, workdir: pathlib.Path) -> Run:
         state = dataclasses.replace(state, trainable=start_weights(values.start, model))
 
     def finish(trained: Trained) -> str:
-        with whole_folder(workdir / "model") as draft:
-            save_model(draft, model, trained.state.trainable, "llama", special_tokens(tokenizer))
-            tokenizer.save_pretrained(draft)
+        if jax.process_index() == 0:
+            with whole_folder(workdir / "model") as draft:
+                save_model(draft, model, trained.state.trainable, "llama", special_tokens(tokenizer))
+                tokenizer.save_pretrained(draft)
         return f"The model is in {workdir / 'model'}, an ordinary Hugging Face folder."
 
+    # A tiny model: every device has all of it, and shares the rows.
+    everywhere = meshes.replicated(mesh)
     return Run(
         workdir=workdir,
-        step_fn=jax.jit(make_step(algorithm, optimizer), donate_argnums=0),
-        state=state,
-        constants=corpus,
+        step_fn=jax.jit(make_step(algorithm, optimizer), donate_argnums=0, out_shardings=everywhere),
+        state=meshes.place(state, everywhere),
+        constants=meshes.place(corpus, everywhere),
         num_steps=config.optimizer.total_steps,
         samples_per_step=values.batch,
         checkpointer=Checkpointer(workdir, digest),

@@ -79,7 +79,7 @@ def test_version(capsys):
         (["train", "arith", "--seed=0,1", "--distributed"], "several runs are one machine's, .*"),
         (["configs", "arihm"], "there is no config 'arihm'; did you mean 'arith'?"),
         (["tune", "arihm"], "there is no config 'arihm'; did you mean 'arith'?"),
-        (["benchmark", "z"], "benchmark has no preset 'z'; it has a, b, tiny"),
+        (["benchmark", "z"], "benchmark has no preset 'z'; it has a, b, tiny.*"),
         (["evaluate"], "no workdir; write gfn evaluate WORKDIR"),
         (["evaluate", "absent"], "absent is no run's workdir, it has no config.json"),
         (["sample"], "no model; name a folder.*"),

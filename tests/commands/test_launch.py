@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gfn_jax import launch
-from gfn_jax.commands import train
+from gfn_jax.commands import cluster, train
 from gfn_jax.commands.config_flag import with_default
 
 CONFIG = """
@@ -200,4 +200,4 @@ def test_our_own_faults_keep_their_traceback(config, trap):
     ],
 )
 def test_in_cluster(environ, expected):
-    assert train.in_cluster(environ) is expected
+    assert cluster.in_cluster(environ) is expected

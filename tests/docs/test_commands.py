@@ -18,7 +18,7 @@ import pytest
 from documents import ROOT, Command, code, command_of, commands
 from ml_collections import ConfigDict
 
-from gfn_jax.commands import gfn_evaluate, train
+from gfn_jax.commands import gfn_evaluate, local, train
 from gfn_jax.commands.config_flag import given_keys, split_config
 from gfn_jax.text.loading import SHIPPED
 
@@ -115,6 +115,9 @@ def test_is_understood(command):
         values = parse(command)
         if (config := config_of(values)) is not None:
             read_config(config, given_keys(values))
+    elif command.program == "python launch/local.py":
+        line = local.parse([command.program, *command.words])
+        assert parse(Command("", f"python -m {line.module}", line.words)) is not None
     elif command.program.startswith("python "):
         script = ROOT / command.program.split()[1]
         assert {word[2:].partition("=")[0] for word in command.words if word.startswith("--")} <= flags_of(script)

@@ -1,4 +1,5 @@
-"""The commands on eight (virtual) devices: they run as they are, without a warning, and learn what one learns."""
+"""The commands on eight (virtual) devices, of one process or of two: they run as they are, without a warning, and learn
+what one learns."""
 
 import functools
 import json
@@ -10,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+LOCAL = [str(ROOT / "launch" / "local.py"), "--processes=2", "--devices=4", "--"]
 STEPS = ["--config.steps=5", "--config.optimizer.warmup_steps=1"]
 RUNS = {
     "rng": [
@@ -21,8 +24,7 @@ RUNS = {
         "--config.replay.samples=8",
         "--config.replay.capacity=4",
         "--config.replay.discovery_steps=0",
-        "--config.certificate.queries=1",
-        "--config.certificate.samples=16",
+        "--config.certificate.queries=0",
         "--config.evaluation.samples=60",
         "--config.evaluation.batch=30",
     ],
@@ -50,20 +52,26 @@ RUNS = {
 }
 MESHES = {
     "data": [],  # what a user gets who says nothing
+    "processes": [],
     "fsdp": ["--config.mesh.data=1", "--config.mesh.fsdp=8"],
     "all": ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
 }
 # A process with eight devices compiles for half a minute: one pair is enough for every day.
-QUICK = ("rng", "data")
-PAIRS = [("rng", "data"), *((name, mesh) for name in RUNS for mesh in ("fsdp", "all"))]
+QUICK = ("rng", "processes")
+PAIRS = [
+    *(("rng", mesh) for mesh in ("data", "processes")),
+    *((name, mesh) for name in RUNS for mesh in ("fsdp", "all")),
+    ("em", "processes"),
+]
 
 
-def launch(name: str, devices: int, mesh: list[str], workdir: pathlib.Path) -> str:
+def launch(name: str, devices: int, mesh: str, workdir: pathlib.Path) -> str:
     """Runs the command and returns all that it printed."""
     flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
     # Virtual devices wait for each other in threads. XLA makes no more than there are cores: all of them would wait.
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "64", "PJRT_NPROC": "64"}
-    command = [sys.executable, "-m", "gfn_jax.launch", *RUNS[name], *STEPS, *mesh, f"--workdir={workdir}"]
+    launcher = LOCAL if mesh == "processes" else ["-m", "gfn_jax.launch"]
+    command = [sys.executable, *launcher, *RUNS[name], *STEPS, *MESHES[mesh], f"--workdir={workdir}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr
@@ -76,7 +84,7 @@ def on_one(tmp_path_factory):
     @functools.cache
     def workdir(name: str) -> pathlib.Path:
         folder = tmp_path_factory.mktemp(f"{name}-on-one")
-        launch(name, 1, [], folder)
+        launch(name, 1, "data", folder)
         return folder
 
     return workdir
@@ -97,7 +105,7 @@ def numbers(workdir: pathlib.Path) -> dict[str, list[float]]:
     ("name", "mesh"), [pytest.param(*p, marks=() if p == QUICK else pytest.mark.slow, id="-".join(p)) for p in PAIRS]
 )
 def test_eight_devices_learn_what_one_does(name, mesh, on_one, tmp_path):
-    printed = launch(name, 8, MESHES[mesh], tmp_path)
+    printed = launch(name, 8, mesh, tmp_path)
     assert "not split" not in printed
     assert "arning" not in printed
     one, eight = numbers(on_one(name)), numbers(tmp_path)

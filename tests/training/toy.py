@@ -5,12 +5,15 @@ every evaluation (after each step) takes, so that a signal can be sent in time. 
 environment, it trains with them.
 """
 
+import contextlib
 import dataclasses
 import functools
-import os
+import logging
 import pathlib
 import sys
 import time
+import types
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -88,26 +91,41 @@ def make_run(
     )
 
 
-if __name__ == "__main__":
-    import logging
-
-    from gfn_jax.commands.train import in_cluster, join_cluster
+def prepare(words: list[str]) -> Iterator[str]:
+    """Trains when its text is asked for."""
+    from gfn_jax.commands import cluster
     from gfn_jax.errors import TrainingStopped
     from gfn_jax.training.loop import train
     from gfn_jax.training.mesh import MeshConfig, make_mesh, place, replicated
 
-    together = in_cluster(os.environ)
-    if together:
-        join_cluster(os.environ)
+    cluster.join_if_any()
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.getLogger("gfn_jax").propagate = True
     logging.getLogger("absl").setLevel(logging.WARNING)
+    run = make_run(pathlib.Path(words[0]), int(words[1]), pause=float(words[2]))
+    if jax.process_count() > 1:
+        everywhere = replicated(make_mesh(MeshConfig()))
+        state, constants = place((run.state, run.constants), everywhere)
+        run = dataclasses.replace(run, state=state, constants=constants)
     try:
-        run = make_run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), pause=float(sys.argv[3]))
-        if together:
-            everywhere = replicated(make_mesh(MeshConfig()))
-            state, constants = place((run.state, run.constants), everywhere)
-            run = dataclasses.replace(run, state=state, constants=constants)
-        train(run)
+        yield f"trained to step {train(run).steps}"
     except TrainingStopped as stop:
         print(f"stopped: {stop}", flush=True)
-        sys.exit(stop.exit_code)
+        raise
+
+
+def main() -> int:
+    from gfn_jax.commands import cluster
+
+    words = types.SimpleNamespace(help=False, words=sys.argv[1:])
+    return cluster.run(
+        sys.argv,
+        __doc__,
+        lambda argv: words,
+        lambda given: prepare(given.words),
+        listen=lambda given: contextlib.nullcontext(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
