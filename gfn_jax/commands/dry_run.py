@@ -10,9 +10,9 @@ bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose f
 
 r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
 worked on: its values and the gradients of about half of them. g: the logits that are worked on at once, where they are
-too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one
-layer works on, of all packed tokens: two copies of the attention's float32 scores, or the MLP's inner values, or a
-block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
+too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer works on, of all
+tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner values, or a block
+of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
 within 20 % (tests/training/test_collectives.py).
 """
 
@@ -247,8 +247,8 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
 
 def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
     """Bytes that the packed pass of one micro-batch works on at once."""
-    packed = part.horizon - 1 + part.horizon * (part.answer - 1)
-    visible = packed + part.context + part.few_shot
+    packed = max(part.horizon - 1, part.horizon * (part.answer - 1))  # Z is read first, then Y behind all prefixes
+    visible = part.horizon - 1 + part.answer - 1 + part.context + part.few_shot
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     stream = 2 * model.width  # the residual and its normed copy
     inner = (3 if model.gated_mlp else 2) * model.mlp_width

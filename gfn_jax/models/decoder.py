@@ -153,7 +153,7 @@ def forward(
     own_positions = positions
     if cache is not None:
         own_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, column))
-    seen = [segment.mask[:, None, None, :] for segment in past]
+    seen = [segment.mask.reshape(len(segment.mask), -1, 1, segment.mask.shape[-1]) for segment in past]
     seen.append(visible[:, None])
     near = None
     if config.local_window is not None:

@@ -24,13 +24,14 @@ class KeyValues:
     """Keys and values that queries may look at, shared by `B // G` adjacent rows.
 
     G = 1 is a context shared by all rows (demonstrations), G = Q a prompt shared by a query's samples,
-    G = B a row's own tokens. In a whole-model cache `k` and `v` carry a leading layer axis. A head's keys lie together,
-    as its products with a query read them: a cache in the order of the tokens would be turned around at every step.
+    G = B a row's own tokens. The mask is the group's, or has a line for each of its n rows. In a whole-model cache
+    `k` and `v` carry a leading layer axis. A head's keys lie together, as its products with a query read them: a cache
+    in the order of the tokens would be turned around at every step.
     """
 
     k: Float[Array, "*L G K S D"]
     v: Float[Array, "*L G K S D"]
-    mask: Bool[Array, "G S"]
+    mask: Bool[Array, "G *n S"]
     positions: Int[Array, "G S"]
 
 
