@@ -24,6 +24,9 @@ from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
 
+LONGEST_AT_ONCE = 32  # tokens of Z that are read in one pass; of more, those that some row has
+PIECE = 16  # tokens of Z that are then read at a time
+
 
 @struct.dataclass
 class Context:
@@ -61,6 +64,8 @@ class PosteriorReward:
     ) -> Float[Array, "B T"]:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
         rows, horizon = rollout.completion.shape
+        if horizon - 1 > LONGEST_AT_ONCE:
+            return self._in_pieces(model, prepared, query, rollout)
         repeats = rows // query.example_id.shape[0]
         answer = jax.tree.map(lambda x: repeat_rows(x, repeats), query.answer)
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
@@ -81,10 +86,36 @@ class PosteriorReward:
         if answer.ids.shape[1] > 1:
             lengths = jnp.arange(horizon)
             log_y = log_y + rest_log_probs(model, head, (*past, up_to(own, lengths)), start, lengths, answer)
-        log_reward = log_z + log_y
-        if self.released_min_length:
-            log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
-        return log_reward
+        return self._released(log_z + log_y)
+
+    def _released(self, log_reward: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        """With what the released code writes over short completions' rewards."""
+        if not self.released_min_length:
+            return log_reward
+        return jnp.where(jnp.arange(log_reward.shape[1]) < self.released_min_length, -99.0, log_reward)
+
+    def _in_pieces(
+        self, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """The same, `PIECE` columns after the other as far as the longest row goes; 0 behind them."""
+        rows, horizon = rollout.completion.shape
+        count = -(-(horizon - 1) // PIECE)
+        followed = dataclasses.replace(self, released_min_length=0)
+        fixed, state, prefix = followed.begin(model, prepared, query, (rows, horizon - 1, PIECE), True)
+        room = ((0, 0), (0, count * PIECE - (horizon - 1)))
+        tokens, mask = jnp.pad(rollout.completion[:, :-1], room), jnp.pad(rollout.token_mask[:, :-1], room)
+        longest = mask.any(axis=0).sum()
+
+        def one(carry: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
+            column, state, found = carry
+            part = [jax.lax.dynamic_slice_in_dim(x, column, PIECE, axis=1) for x in (tokens, mask)]
+            state, prefix = followed.extend(model, prepared, fixed, state, *part, column)
+            found = jax.lax.dynamic_update_slice_in_dim(found, prefix.log_reward, column + 1, axis=1)
+            return column + PIECE, state, found
+
+        found = jnp.zeros((rows, 1 + count * PIECE)).at[:, 0].set(prefix.log_reward)
+        found = jax.lax.while_loop(lambda carry: carry[0] < longest, one, (jnp.int32(0), state, found))[-1]
+        return self._released(found[:, :horizon])
 
     def begin(
         self, model: LanguageModel, prepared: Context, query: Query, shape: tuple[int, int, int], answers: bool
