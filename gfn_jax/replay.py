@@ -200,7 +200,7 @@ def _insert(
     """
     (distances, lengths), (among, new_lengths), capacity = to_stored, to_new, len(level)
 
-    def offer(carry: tuple[Array, ...], row: Int[Array, ""]) -> tuple[tuple[Array, ...], None]:
+    def offer(carry: tuple[Array, Array, Array, Array], row: Int[Array, ""]) -> tuple[tuple, None]:
         level, distances, lengths, places = carry
         filled, distance = level > -jnp.inf, distances[row]
         duplicate = (filled & (distance == 0)).any()

@@ -254,7 +254,7 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], ro
             for old, new in zip(room, (k, v), strict=True)
         )
         if room[0].shape[3] > parts.columns_at_once():
-            written = parts.Written(*room, visible[-1], layer["number"], context.column + length)
+            written = parts.Written(room[0], room[1], visible[-1], layer["number"], context.column + length)
             past = [(*keys, seen) for keys, seen in zip(layer["past"], visible[:-1], strict=True)]
             return parts.attend(config, q, past, written), room, None
         k, v = (jax.lax.dynamic_index_in_dim(stack, layer["number"], keepdims=False) for stack in room)

@@ -108,9 +108,10 @@ class PosteriorReward:
 
         def one(carry: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
             column, state, found = carry
-            part = [jax.lax.dynamic_slice_in_dim(x, column, PIECE, axis=1) for x in (tokens, mask)]
-            state, prefix = followed.extend(model, prepared, fixed, state, *part, column)
-            found = jax.lax.dynamic_update_slice_in_dim(found, prefix.log_reward, column + 1, axis=1)
+            own, real = (jax.lax.dynamic_slice_in_dim(x, column, PIECE, axis=1) for x in (tokens, mask))
+            state, prefix = followed.extend(model, prepared, fixed, state, own, real, column)
+            assert prefix.log_reward is not None  # it was asked for
+            found = jax.lax.dynamic_update_slice(found, prefix.log_reward, (0, column + 1))
             return column + PIECE, state, found
 
         found = jnp.zeros((rows, 1 + count * PIECE)).at[:, 0].set(prefix.log_reward)
