@@ -6,14 +6,14 @@ whose devices need not exist. Base, adapter, optimizer, buffer and caches are ex
 bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
 (`tensor_share`):
 
-    backward = (r + 3/2 l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
+    backward = (r + l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
 
 r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
-worked on: its values and the gradients of about half of them. g: the logits that are worked on at once, where they are
-too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer works on, of all
-tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner values, or a block
-of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
-within 20 % (tests/training/test_collectives.py).
+worked on: its values, made again, or the gradients of those that were kept. g: the logits that are worked on at once,
+where they are too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer
+works on, of all tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner
+values, or a block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on
+CPUs, the sum is within 20 % (tests/training/test_collectives.py).
 """
 
 import dataclasses
@@ -235,7 +235,7 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.
     part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * devices) if logits > LOGITS_AT_ONCE else 0
-    backward = kept + 3 * without // (2 * model.shape.num_layers) + part_of_logits
+    backward = kept + without // model.shape.num_layers + part_of_logits
     if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
     part = dataclasses.replace(
