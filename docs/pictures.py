@@ -1,15 +1,17 @@
 """Draws the pictures of docs/concepts.md: `python docs/pictures.py` writes docs/pictures/*.svg.
 
-Who sees whom in the packed reward is asked of the library itself, so that the picture cannot differ from it.
+Who sees Z in the packed reward is asked of the library itself, so that the picture cannot differ from it.
 """
 
 import pathlib
 import sys
 from html import escape
 
+import jax.numpy as jnp
 import numpy as np
 
-from gfn_jax.rewards.posterior import layout
+from gfn_jax.models.layers import KeyValues
+from gfn_jax.rewards.posterior import causal, up_to
 
 FOLDER = pathlib.Path(__file__).parent / "pictures"
 INK, PALE = "#37474f", "#eceff1"
@@ -91,7 +93,15 @@ def flow() -> str:
 def packed() -> str:
     """Who sees whom: three tokens of Z, and Y of three tokens behind each of four prefixes."""
     length, answer, cell = 3, 3, 30
-    offsets, visible = layout(length, np.arange(length + 1), answer - 1)
+    states, width = np.arange(length + 1), answer - 1
+    nothing = jnp.zeros((1, length))
+    own = KeyValues(nothing, nothing, jnp.ones((1, length), bool), nothing.astype(int))
+    prefixes = np.asarray(up_to(own, jnp.asarray(states)).mask[0])
+    blocks = np.kron(np.eye(len(states)), causal(width)[0])
+    visible = np.block(
+        [[causal(length)[0], np.zeros((length, len(blocks)))], [np.repeat(prefixes, width, axis=0), blocks]]
+    )
+    offsets = [*range(length), *(state + column for state in states for column in range(width))]
     names = [f"z{t}" for t in range(length)]
     names += [f"y{column}" for _ in range(length + 1) for column in range(answer - 1)]
     fills = [WRITTEN] * length + [ANSWER if block % 2 else "#c8e6c9" for block in range(length + 1) for _ in range(2)]

@@ -38,6 +38,8 @@ DEVICES = 128  # `padded` divides by this, and so by every smaller power of two
 # rule is far above this, and a rounding error of float32 (0.3 * 50 > 15) far below it.
 ROUNDING_SLACK = 1e-4
 
+PAIRS_AT_ONCE = 2**13  # of texts whose distances are worked on, so that these stay in a core's own memory
+
 
 @struct.dataclass
 class ReplayBuffer:
@@ -139,11 +141,15 @@ def add(
             f"{horizon} for {queries} queries: columns must agree and rows be a multiple of queries"
         )
     offered = jax.tree.map(lambda x: x.reshape(queries, -1, *x.shape[1:]), _items(trajectory, step))
-    stored = jax.tree.map(lambda x: x[example_id], buffer)
-    pool = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), stored, offered)
-    slots = jax.vmap(_insert, in_axes=(0, None, None))(pool, buffer.priority.shape[1], tolerance)
-    kept = jax.tree.map(lambda x: jax.vmap(jnp.take, in_axes=(0, 0, None))(x, slots, 0), pool)
-    return jax.tree.map(lambda x, new: x.at[example_id].set(new), buffer, kept)
+    texts = (buffer.completion[example_id], buffer.token_mask[example_id].sum(-1, dtype=jnp.int32))
+    places = jax.vmap(_insert, in_axes=(0, 0, 0, 0, None))(
+        offered,
+        buffer.priority[example_id],
+        (_distances(offered, *texts), texts[1]),
+        (_distances(offered, offered.completion, offered.length), offered.length),
+        tolerance,
+    )
+    return jax.tree.map(lambda x, new: x.at[example_id[:, None], places].set(new, mode="drop"), buffer, offered)
 
 
 def _items(trajectory: Trajectory, step: Int[Array, ""] | int) -> ReplayBuffer:
@@ -163,28 +169,56 @@ def _items(trajectory: Trajectory, step: Int[Array, ""] | int) -> ReplayBuffer:
     )
 
 
-def _insert(pool: ReplayBuffer, capacity: int, tolerance: Float[Array, ""] | float) -> Int[Array, " M"]:
-    """Which items of a query's pool (M slots, then N new rows) its slots hold once every new row was offered.
+def _distances(new: ReplayBuffer, completion: Int[Array, "Q M T"], length: Int[Array, "Q M"]) -> Int[Array, "Q N M"]:
+    """Edit distances from each query's N new rows to M other texts, not of all pairs at once."""
+    queries, rows = new.priority.shape
+    count = length.shape[1]
+    block = min(max(PAIRS_AT_ONCE // (queries * rows), 1), count)
+    pieces = -(-count // block)
 
-    All distances are known before the scan, which then only moves indices.
+    def cut(x: Int[Array, "Q M ..."]) -> Int[Array, "n Q b ..."]:
+        padded = jnp.pad(x, ((0, 0), (0, pieces * block - count), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(queries, pieces, block, *x.shape[2:]), 1, 0)
+
+    def one(texts: tuple[Int[Array, "Q b T"], Int[Array, "Q b"]]) -> Int[Array, "Q N b"]:
+        return edit_distance(new.completion[:, :, None], new.length[:, :, None], *(x[:, None] for x in texts))
+
+    found = jax.lax.map(one, (cut(completion), cut(length)))
+    return jnp.moveaxis(found, 0, 2).reshape(queries, rows, -1)[..., :count]
+
+
+def _insert(
+    new: ReplayBuffer,
+    level: Float[Array, " M"],
+    to_stored: tuple[Int[Array, "N M"], Int[Array, " M"]],
+    to_new: tuple[Int[Array, "N N"], Int[Array, " N"]],
+    tolerance: Float[Array, ""] | float,
+) -> Int[Array, " N"]:
+    """The slot that each of a query's new rows has once all were offered; M where it has none.
+
+    `level` is the slots' priority. Distances and lengths of what the slots hold are kept up to date by the scan.
     """
-    new = jax.tree.map(lambda x: x[capacity:, None], pool)
-    distances = edit_distance(new.completion, new.length, pool.completion, pool.length)
-    alike = distances < tolerance * (new.length + pool.length) - ROUNDING_SLACK
+    (distances, lengths), (among, new_lengths), capacity = to_stored, to_new, len(level)
 
-    def offer(slots: Int[Array, " M"], row: tuple) -> tuple[Int[Array, " M"], None]:
-        item, distance, alike = row
-        filled, level, distance = pool.filled[slots], pool.priority[slots], distance[slots]
+    def offer(carry: tuple[Array, Array, Array, Array], row: Int[Array, ""]) -> tuple[tuple, None]:
+        level, distances, lengths, places = carry
+        filled, distance = level > -jnp.inf, distances[row]
         duplicate = (filled & (distance == 0)).any()
-        similar = filled & alike[slots]
+        similar = filled & (distance < tolerance * (new_lengths[row] + lengths) - ROUNDING_SLACK)
         nearest = similar & (distance == jnp.where(similar, distance, jnp.iinfo(jnp.int32).max).min())
         rivals = nearest | ~similar.any()
         slot = jnp.where(rivals, level, jnp.inf).argmin()  # a free slot has level -inf, so it is taken first
-        wins = ~duplicate & (pool.priority[item] > level[slot])
-        return slots.at[slot].set(jnp.where(wins, item, slots[slot])), None
+        wins = ~duplicate & (new.priority[row] > level[slot])
+        taken = jnp.where(wins, slot, capacity)
+        return (
+            level.at[taken].set(new.priority[row], mode="drop"),
+            distances.at[:, taken].set(among[:, row], mode="drop"),
+            lengths.at[taken].set(new_lengths[row], mode="drop"),
+            jnp.where(places == taken, capacity, places).at[row].set(taken),
+        ), None
 
-    items = jnp.arange(capacity, pool.priority.shape[0])
-    return jax.lax.scan(offer, jnp.arange(capacity), (items, distances, alike))[0]
+    places = jnp.full(new_lengths.shape, capacity)
+    return jax.lax.scan(offer, (level, distances, lengths, places), jnp.arange(len(places)))[0][-1]
 
 
 def sampling_logits(

@@ -221,6 +221,24 @@ def test_random_streams_equal_plain_python(horizon, tolerance):
         np.testing.assert_array_equal(buffer.log_reward[query, slot], item.log_reward)
 
 
+def test_distances_in_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    batches = [
+        trajectories(
+            [(rng.integers(1, 3, rng.integers(0, 8)).tolist(), -float(rng.integers(9))) for _ in range(6)], 8, i
+        )
+        for i in range(3)
+    ]
+    ids, buffer = jnp.array([2, 0]), replay.init(3, 4, 8)
+    for batch in batches[:2]:
+        buffer = ADD(buffer, ids, batch, 0.25)
+    whole = ADD(buffer, ids, batches[2], 0.25)
+    assert not np.array_equal(whole.priority, buffer.priority)
+    monkeypatch.setattr(replay, "PAIRS_AT_ONCE", 20)  # two queries' three rows each: three slots, then one
+    blocks = jax.jit(lambda *given: replay.add(*given))(buffer, ids, batches[2], 0.25)
+    jax.tree.map(np.testing.assert_array_equal, blocks, whole)
+
+
 def test_a_full_queue_holds_the_best():
     """Without near-duplicates (tolerance 0) M slots hold the M highest rewards ever offered."""
     rng = np.random.default_rng(0)

@@ -6,14 +6,14 @@ whose devices need not exist. Base, adapter, optimizer, buffer and caches are ex
 bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
 (`tensor_share`):
 
-    backward = (r + 3/2 l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
+    backward = (r + l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
 
 r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
-worked on: its values and the gradients of about half of them. g: the logits that are worked on at once, where they are
-too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one
-layer works on, of all packed tokens: two copies of the attention's float32 scores, or the MLP's inner values, or a
-block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on CPUs, the sum is
-within 20 % (tests/training/test_collectives.py).
+worked on: its values, made again, or the gradients of those that were kept. g: the logits that are worked on at once,
+where they are too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer
+works on, of all tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner
+values, or a block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on
+CPUs, the sum is within 20 % (tests/training/test_collectives.py).
 """
 
 import dataclasses
@@ -45,6 +45,7 @@ from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE
 from gfn_jax.runs.budget import contexts, step_flops, step_shape
 from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.opening import count
@@ -250,7 +251,7 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.
     part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * devices) if logits > LOGITS_AT_ONCE else 0
-    backward = kept + 3 * without // (2 * model.shape.num_layers) + part_of_logits
+    backward = kept + without // model.shape.num_layers + part_of_logits
     if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
     part = dataclasses.replace(
@@ -263,16 +264,19 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
 
 def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
     """Bytes that the packed pass of one micro-batch works on at once."""
-    packed = part.horizon - 1 + part.horizon * (part.answer - 1)
-    visible = packed + part.context + part.few_shot
+    at_once = part.horizon if part.horizon - 1 <= LONGEST_AT_ONCE else PIECE
+    packed = max(at_once, at_once * (part.answer - 1))  # Z is read first, then Y behind its prefixes
+    visible = part.horizon - 1 + part.answer - 1 + part.context + part.few_shot
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     stream = 2 * model.width  # the residual and its normed copy
     inner = (3 if model.gated_mlp else 2) * model.mlp_width
     attention = 2 * 4 * model.num_heads * visible + (stream + heads + 2 * kv_heads) * dtype.itemsize
     mlp = (stream + inner) * dtype.itemsize
-    states = part.rows * part.horizon * max(1, part.answer - 1)
+    states = part.rows * at_once * max(1, part.answer - 1)
     logits = states * (2 * 4 * min(VOCABULARY_BLOCK, model.vocab_size) + model.width * dtype.itemsize)
-    return max(part.rows * packed * max(attention, mlp), logits)
+    keys = 2 * model.num_layers * kv_heads * dtype.itemsize * (part.horizon - 1)  # of Z
+    kept = part.rows * keys if part.answer > 1 or at_once < part.horizon else 0
+    return kept + max(part.rows * packed * max(attention, mlp), logits)
 
 
 def kept_for_backward(algorithm: Any, constants: Constants, state: TrainState) -> int:

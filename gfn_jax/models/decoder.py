@@ -132,6 +132,7 @@ def forward(
         ids: the new tokens.
         positions: their positions in the whole sequence, `past` included.
         visible: which of the row's own keys (Z = S, or the cache's length) each token may look at; leading axis B or 1.
+            Of a cache only columns that are written, the new ones included, may be looked at: others are not read.
         past: keys that tokens of a group of adjacent rows may all look at, under their own masks.
         cache: room for the row's own keys; the new ones are written from `column` on. None: own keys are the new ones.
         column: where to write in `cache`.
@@ -152,7 +153,7 @@ def forward(
     own_positions = positions
     if cache is not None:
         own_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, column))
-    seen = [segment.mask[:, None, None, :] for segment in past]
+    seen = [segment.mask.reshape(len(segment.mask), -1, 1, segment.mask.shape[-1]) for segment in past]
     seen.append(visible[:, None])
     near = None
     if config.local_window is not None:
@@ -252,8 +253,12 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], ro
             jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), place)
             for old, new in zip(room, (k, v), strict=True)
         )
+        if room[0].shape[3] > parts.columns_at_once():
+            written = parts.Written(room[0], room[1], visible[-1], layer["number"], context.column + length)
+            past = [(*keys, seen) for keys, seen in zip(layer["past"], visible[:-1], strict=True)]
+            return parts.attend(config, q, past, written), room, None
         k, v = (jax.lax.dynamic_index_in_dim(stack, layer["number"], keepdims=False) for stack in room)
-    segments = [(keys, values, seen) for (keys, values), seen in zip([*layer["past"], (k, v)], visible, strict=True)]
+    segments = [(*keys, seen) for keys, seen in zip([*layer["past"], (k, v)], visible, strict=True)]
     return parts.attend(config, q, segments), room, (k, v) if room is None else None
 
 

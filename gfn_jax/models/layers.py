@@ -15,6 +15,8 @@ from gfn_jax.models.quantize import multiply
 from gfn_jax.types import Params
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row that may look at nothing yields no NaN
+COLUMNS_AT_ONCE = {"cpu": 32}  # of a cache that rows look at: so many lie in a core's own memory
+COLUMNS_AT_ONCE_ELSEWHERE = 512  # where the host is asked whether a loop goes on
 
 
 @struct.dataclass
@@ -22,13 +24,14 @@ class KeyValues:
     """Keys and values that queries may look at, shared by `B // G` adjacent rows.
 
     G = 1 is a context shared by all rows (demonstrations), G = Q a prompt shared by a query's samples,
-    G = B a row's own tokens. In a whole-model cache `k` and `v` carry a leading layer axis. A head's keys lie together,
-    as its products with a query read them: a cache in the order of the tokens would be turned around at every step.
+    G = B a row's own tokens. The mask is the group's, or has a line for each of its n rows. In a whole-model cache
+    `k` and `v` carry a leading layer axis. A head's keys lie together, as its products with a query read them: a cache
+    in the order of the tokens would be turned around at every step.
     """
 
     k: Float[Array, "*L G K S D"]
     v: Float[Array, "*L G K S D"]
-    mask: Bool[Array, "G S"]
+    mask: Bool[Array, "G *n S"]
     positions: Int[Array, "G S"]
 
 
@@ -106,39 +109,82 @@ def linear(
     return y + scale * low
 
 
+@struct.dataclass
+class Written:
+    """The rows' own keys where they lie in a cache of all layers, longer than `columns_at_once`.
+
+    `visible` is over the whole cache; what lies at or behind `columns` is not written, and seen by nobody.
+    """
+
+    k: Float[Array, "L B K Z D"]
+    v: Float[Array, "L B K Z D"]
+    visible: Bool[Array, "*visible"]
+    layer: Int[Array, ""]
+    columns: Int[Array, ""] | int
+
+
+def columns_at_once() -> int:
+    """How many columns of a cache are read at a time; shorter ones are read whole."""
+    return COLUMNS_AT_ONCE.get(jax.default_backend(), COLUMNS_AT_ONCE_ELSEWHERE)
+
+
+Segment = tuple[Float[Array, "G K Z D"], Float[Array, "G K Z D"], Bool[Array, "*visible"]]
+
+
 def attend(
-    config: ModelConfig,
-    query: Float[Array, "B S H D"],
-    segments: list[tuple[Float[Array, "G K Z D"], Float[Array, "G K Z D"], Bool[Array, "*visible"]]],
+    config: ModelConfig, query: Float[Array, "B S H D"], segments: list[Segment], written: Written | None = None
 ) -> Float[Array, "B S H D"]:
     """Softmax attention over several key sets, merged exactly by log-sum-exp.
 
     Each segment is (keys, values, visible); G divides B and row b looks at group b // (B // G), so a prompt
-    shared by many samples is neither copied nor masked. `visible` is [G, 1 or B // G, 1 or S, Z].
+    shared by many samples is neither copied nor masked. `visible` is [G, 1 or B // G, 1 or S, Z]. Of a cache that is
+    `written` in part, a few columns are read at a time, with running sums (as in Dao et al. 2022, arXiv:2205.14135).
     """
     rows, length, heads, dim = query.shape
     kv_heads = config.num_kv_heads
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     query = (query * jnp.asarray(scale, query.dtype)).reshape(rows, length, kv_heads, heads // kv_heads, dim)
-    scores = []
-    for keys, _, visible in segments:
+
+    def scores_of(keys: Float[Array, "G K Z D"], visible: Bool[Array, "*visible"]) -> Float[Array, "B K R S Z"]:
         groups = keys.shape[0]
         grouped = query.reshape(groups, rows // groups, *query.shape[1:])
         score = jnp.einsum("gnskrd,gkzd->gnkrsz", grouped, keys, preferred_element_type=jnp.float32)
         if config.attention_softcap is not None:
             score = config.attention_softcap * jnp.tanh(score / config.attention_softcap)
         score = jnp.where(visible[:, :, None, None], score, NEGATIVE)
-        scores.append(score.reshape(rows, *score.shape[2:]))
-    top = jnp.max(jnp.stack([score.max(-1) for score in scores]), axis=0)
-    top = jax.lax.stop_gradient(top)[..., None]
-    total, mixed = jnp.zeros(()), jnp.zeros(())
-    for score, (_, values, _) in zip(scores, segments, strict=True):
+        return score.reshape(rows, *score.shape[2:])
+
+    def mix(weight: Float[Array, "B K R S Z"], values: Float[Array, "G K Z D"]) -> Float[Array, "B S K R D"]:
         groups = values.shape[0]
-        weight = jnp.exp(score - top)
-        total = total + weight.sum(-1)
         weight = weight.astype(values.dtype).reshape(groups, rows // groups, *weight.shape[1:])
         part = jnp.einsum("gnkrsz,gkzd->gnskrd", weight, values, preferred_element_type=jnp.float32)
-        mixed = mixed + part.reshape(rows, *part.shape[2:])
+        return part.reshape(rows, *part.shape[2:])
+
+    shape = (rows, kv_heads, heads // kv_heads, length)
+    top, total = jnp.full(shape, NEGATIVE), jnp.zeros(shape)
+    mixed = jnp.zeros((rows, length, kv_heads, heads // kv_heads, dim))
+    if segments:
+        scores = [scores_of(keys, visible) for keys, _, visible in segments]
+        top = jax.lax.stop_gradient(jnp.max(jnp.stack([score.max(-1) for score in scores]), axis=0))
+        for score, (_, values, _) in zip(scores, segments, strict=True):
+            weight = jnp.exp(score - top[..., None])
+            total, mixed = total + weight.sum(-1), mixed + mix(weight, values)
+    if written is not None:
+        room, size = written.k.shape[3], columns_at_once()
+
+        def piece(number: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            top, total, mixed = sums
+            begin = jnp.minimum(number * size, room - size)  # the last piece overlaps the one before it
+            place, cut = (written.layer, 0, 0, begin, 0), (1, rows, kv_heads, size, dim)
+            keys, values = (jax.lax.dynamic_slice(x, place, cut)[0] for x in (written.k, written.v))
+            visible = jax.lax.dynamic_slice_in_dim(written.visible, begin, size, axis=-1)
+            score = scores_of(keys, visible & (begin + jnp.arange(size) >= number * size))
+            higher = jnp.maximum(top, score.max(-1))
+            kept, weight = jnp.exp(top - higher), jnp.exp(score - higher[..., None])
+            mixed = mixed * jnp.moveaxis(kept, 3, 1)[..., None] + mix(weight, values)
+            return higher, total * kept + weight.sum(-1), mixed
+
+        top, total, mixed = jax.lax.fori_loop(0, -(-written.columns // size), piece, (top, total, mixed))
     out = mixed / jnp.moveaxis(total, 3, 1)[..., None]
     return out.reshape(rows, length, heads, dim).astype(query.dtype)
 

@@ -1,21 +1,20 @@
-"""log R of stopping after every prefix, in one packed pass of the frozen base.
+"""log R of stopping after every prefix, in two passes of the frozen base.
 
 The reward of Hu et al. 2024 (ICLR), section 3: R(z_1:t stop) = p_LM(X z_1:t Y), here given a few-shot context that
 is constant for the run; p_LM(X) and p_LM(context) do not depend on Z and are left out. The answer Y must be scored
-after every prefix, so the tokens are laid out as
+after every prefix, so Z is read once and Y as T rows, one behind each prefix, which look at Z's keys up to there:
 
-    [z_1 ... z_T-1] [Y after z_1:0] [Y after z_1:1] ... [Y after z_1:T-1]
+    z_1 ... z_T-1         [Y after z_1:0] [Y after z_1:1] ... [Y after z_1:T-1]
 
-and the attention mask branches: a Y token sees the context, its own prefix of Z and its own block, at the positions it
-would have had. Y's last token is never an input, and its first is predicted by the state it follows, so a block costs
-Y - 1 tokens. With Y = the stop alone (continuation) the packed sequence is Z itself.
+A Y token sees the context, its own prefix of Z and its own block, at the positions it would have had. Y's last token
+is never an input, and its first is predicted by the state it follows, so a block costs Y - 1 tokens. With Y = the stop
+alone (continuation) there is only the pass over Z. No array has (T Y)^2 numbers: T Y tokens look at T + Y keys.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +23,9 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
+
+LONGEST_AT_ONCE = 32  # tokens of Z that are read in one pass; of more, those that some row has
+PIECE = 16  # tokens of Z that are then read at a time
 
 
 @struct.dataclass
@@ -62,6 +64,8 @@ class PosteriorReward:
     ) -> Float[Array, "B T"]:
         """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
         rows, horizon = rollout.completion.shape
+        if horizon - 1 > LONGEST_AT_ONCE:
+            return self._in_pieces(model, prepared, query, rollout)
         repeats = rows // query.example_id.shape[0]
         answer = jax.tree.map(lambda x: repeat_rows(x, repeats), query.answer)
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
@@ -69,9 +73,9 @@ class PosteriorReward:
         first = repeat_rows(first[:, -1:], repeats)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
-        ids, offsets, visible = pack(rollout.completion, answer.ids)
-        hidden, _ = decoder.forward(model, ids, start[:, None] + offsets, visible, past)
-        states = jnp.concatenate([first, hidden[:, : horizon - 1]], axis=1)
+        positions, visible = start[:, None] + jnp.arange(horizon - 1), causal(horizon - 1)
+        hidden, own = decoder.forward(model, rollout.completion[:, :-1], positions, visible, past)
+        states = jnp.concatenate([first, hidden], axis=1)
         head = decoder.select_head(model)
         # Each state predicts two tokens: Z's next and Y's first.
         targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
@@ -80,16 +84,44 @@ class PosteriorReward:
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
         log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
         if answer.ids.shape[1] > 1:
-            log_y = log_y + rest_log_probs(head, hidden[:, horizon - 1 :], answer)
-        log_reward = log_z + log_y
-        if self.released_min_length:
-            log_reward = jnp.where(jnp.arange(horizon) < self.released_min_length, -99.0, log_reward)
-        return log_reward
+            lengths = jnp.arange(horizon)
+            log_y = log_y + rest_log_probs(model, head, (*past, up_to(own, lengths)), start, lengths, answer)
+        return self._released(log_z + log_y)
+
+    def _released(self, log_reward: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        """With what the released code writes over short completions' rewards."""
+        if not self.released_min_length:
+            return log_reward
+        return jnp.where(jnp.arange(log_reward.shape[1]) < self.released_min_length, -99.0, log_reward)
+
+    def _in_pieces(
+        self, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """The same, `PIECE` columns after the other as far as the longest row goes; 0 behind them."""
+        rows, horizon = rollout.completion.shape
+        count = -(-(horizon - 1) // PIECE)
+        followed = dataclasses.replace(self, released_min_length=0)
+        fixed, state, prefix = followed.begin(model, prepared, query, (rows, horizon - 1, PIECE), True)
+        room = ((0, 0), (0, count * PIECE - (horizon - 1)))
+        tokens, mask = jnp.pad(rollout.completion[:, :-1], room), jnp.pad(rollout.token_mask[:, :-1], room)
+        longest = mask.any(axis=0).sum()
+
+        def one(carry: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
+            column, state, found = carry
+            own, real = (jax.lax.dynamic_slice_in_dim(x, column, PIECE, axis=1) for x in (tokens, mask))
+            state, prefix = followed.extend(model, prepared, fixed, state, own, real, column)
+            assert prefix.log_reward is not None  # it was asked for
+            found = jax.lax.dynamic_update_slice(found, prefix.log_reward, (0, column + 1))
+            return column + PIECE, state, found
+
+        found = jnp.zeros((rows, 1 + count * PIECE)).at[:, 0].set(prefix.log_reward)
+        found = jax.lax.while_loop(lambda carry: carry[0] < longest, one, (jnp.int32(0), state, found))[-1]
+        return self._released(found[:, :horizon])
 
     def begin(
         self, model: LanguageModel, prepared: Context, query: Query, shape: tuple[int, int, int], answers: bool
     ) -> tuple[PyTree, PyTree, Prefix]:
-        """As `interfaces.Incremental` has it: a row's own keys, and room for blocks, which the next chunk overwrites.
+        """As `interfaces.Incremental` has it: a row's own keys are what is kept of it.
 
         Raises:
             ValueError: with `released_min_length`, which no prefix can tell of.
@@ -101,24 +133,21 @@ class PosteriorReward:
         past = () if prepared.demonstrations is None else (prepared.demonstrations,)
         hidden, shared = decoder.prefill(model, query.context, past)
         hidden, past, answer = hidden[:, -1], (*past, shared), query.answer if answers else None
-        head, log_reward, width = decoder.select_head(model), None, 0
+        head, log_reward, start = decoder.select_head(model), None, decoder.past_length(past, queries)
         _, normaliser = decoder.logits_at(head, hidden, query.context.ids[:, :1], prepared.penalty)
         if answer is not None:  # what follows the empty prefix is the same in all rows of a query
-            width = answer.ids.shape[1] - 1
             first = token_log_probs(head, hidden, answer.ids[:, :1])[:, 0]
             log_reward = jnp.where(answer.mask[:, 0], first, 0.0)
-            if width:
-                offsets, visible = layout(0, np.zeros(1, int), width)
-                positions = decoder.past_length(past, queries)[:, None] + offsets
-                block, _ = decoder.forward(model, answer.ids[:, :-1], positions, jnp.asarray(visible[None]), past)
-                log_reward = log_reward + rest_log_probs(head, block, answer)[:, 0]
-        room = decoder.empty_cache(model.shape, rows, -(-columns // chunk) * chunk + chunk * width, hidden.dtype)
+            if answer.ids.shape[1] > 1:
+                rest = rest_log_probs(model, head, past, start, jnp.zeros(1, jnp.int32), answer)
+                log_reward = log_reward + rest[:, 0]
+        room = decoder.empty_cache(model.shape, rows, -(-columns // chunk) * chunk, hidden.dtype)
         answer, last, log_reward = jax.tree.map(
             lambda x: repeat_rows(x, rows // queries), (answer, (hidden, normaliser), log_reward)
         )
         log_prefix = jnp.zeros((rows,))
         return (
-            (past, decoder.past_length(past, rows), answer, head),
+            (past, repeat_rows(start, rows // queries), answer, head),
             (room, last, log_prefix),
             Prefix(log_prefix, log_reward),
         )
@@ -133,21 +162,15 @@ class PosteriorReward:
         mask: Bool[Array, "B k"],
         column: Int[Array, ""],
     ) -> tuple[PyTree, Prefix]:
-        """One pass over k tokens of Z and, behind each of them, Y: the packed reward's next piece."""
+        """Reads k tokens of Z and, behind each of them, Y: the whole reward's next piece."""
         past, start, answer, head = fixed
         room, (last, normaliser), log_prefix = state
         chunk = tokens.shape[1]
-        ids, width = tokens, 0
-        if answer is not None:
-            ids, width = with_blocks(tokens, answer.ids, chunk), answer.ids.shape[1] - 1
-        offsets, visible = layout(chunk, np.arange(1, chunk + 1), width)
-        places = jnp.arange(room.mask.shape[1])
-        own = jnp.zeros((len(offsets), len(places)), bool)
-        own = jax.lax.dynamic_update_slice(own, jnp.asarray(visible), (0, column))
-        sees, positions = (own | (places < column))[None], (start + column)[:, None] + offsets
-        hidden, room = decoder.forward(model, ids, positions, sees, past, room, column)
+        lengths = column + 1 + jnp.arange(chunk)
+        visible = (jnp.arange(room.mask.shape[1]) < lengths[:, None])[None]
+        hidden, room = decoder.forward(model, tokens, start[:, None] + lengths - 1, visible, past, room, column)
         # A state's normaliser serves Y's first token and Z's next, which is not known before the next chunk.
-        states = hidden[:, :chunk].reshape(-1, hidden.shape[-1])
+        states = hidden.reshape(-1, hidden.shape[-1])
         following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))).reshape(-1, 1)
         first = following if answer is None else repeat_rows(answer.ids[:, :1], chunk)
         picked, total = decoder.logits_at(head, states, jnp.concatenate([following, first], axis=1))
@@ -162,53 +185,44 @@ class PosteriorReward:
         log_reward = None
         if answer is not None:
             log_reward = log_prefix + jnp.where(answer.mask[:, :1], log_first, 0.0)
-            if width:
-                log_reward = log_reward + rest_log_probs(head, hidden[:, chunk:], answer)
-        last = (hidden[:, chunk - 1], total[:, -1])
+            if answer.ids.shape[1] > 1:
+                seen = (*past, up_to(room, lengths))
+                log_reward = log_reward + rest_log_probs(model, head, seen, start, lengths, answer)
+        last = (hidden[:, -1], total[:, -1])
         return (room, last, log_prefix[:, -1]), Prefix(log_prefix, log_reward)
 
 
-def pack(
-    completion: Int[Array, "B T"], answer: Int[Array, "B Y"]
-) -> tuple[Int[Array, "B S"], Int[np.ndarray, " S"], Array]:
-    """The packed tokens, their positions after the context, and who sees whom ([1, S, S]); S = T - 1 + T (Y - 1)."""
-    horizon, width = completion.shape[1], answer.shape[1] - 1
-    offsets, visible = layout(horizon - 1, np.arange(horizon), width)
-    return with_blocks(completion[:, :-1], answer, horizon), offsets, jnp.asarray(visible[None])
+def causal(length: int) -> Bool[Array, "1 S S"]:
+    """Every token sees itself and those before it."""
+    return jnp.tril(jnp.ones((length, length), bool))[None]
 
 
-def with_blocks(tokens: Int[Array, "B Z"], answer: Int[Array, "B Y"], states: int) -> Int[Array, "B S"]:
-    """Tokens of Z, then Y less its last token once for each of some states."""
-    blocks = jnp.broadcast_to(answer[:, None, :-1], (len(tokens), states, answer.shape[1] - 1))
-    return jnp.concatenate([tokens, blocks.reshape(len(tokens), -1)], axis=1)
+def up_to(own: KeyValues, lengths: Int[Array, " k"]) -> KeyValues:
+    """The keys of Z as k rows beside each other see them, each its first `lengths` columns."""
+    rows, columns = own.positions.shape
+    sees = jnp.arange(columns) < lengths[:, None]
+    return dataclasses.replace(own, mask=jnp.broadcast_to(sees, (rows, *sees.shape)))
 
 
-def layout(
-    length: int, states: Int[np.ndarray, " k"], width: int
-) -> tuple[Int[np.ndarray, " S"], Bool[np.ndarray, "S S"]]:
-    """Positions, and who sees whom, of `length` tokens of Z and a block of `width` tokens behind some of its prefixes.
+def rest_log_probs(
+    model: LanguageModel,
+    head: decoder.Head,
+    past: tuple[KeyValues, ...],
+    start: Int[Array, " B"],
+    lengths: Int[Array, " k"],
+    answer: Tokens,
+) -> Float[Array, "B k"]:
+    """Log p of Y's tokens but the first, behind k prefixes of Z of `lengths` tokens.
 
-    `states` says how many tokens of Z each block stands behind; S = length + k width.
+    `past` ends with what they see of Z, where any is not empty; `start` is the position of a row's first token of Z.
     """
-    z = np.arange(length)
-    state, column = (index.ravel() for index in np.meshgrid(states, np.arange(width), indexing="ij"))
-    offsets = np.concatenate([z, state + column])
-    # A Z token is "state k, no block"; a Y token sees Z up to its state, and its own block up to itself.
-    in_block = np.concatenate([np.zeros(length, bool), np.ones(len(state), bool)])
-    prefix = np.concatenate([z + 1, state])  # how many tokens of Z each position sees
-    block = np.concatenate([np.full(length, -1), state])
-    sees_z = ~in_block[None, :] & (np.concatenate([z, state])[None, :] < prefix[:, None])
-    sees_block = in_block[None, :] & (block[:, None] == block[None, :]) & (offsets[:, None] >= offsets[None, :])
-    return offsets, sees_z | sees_block
-
-
-def rest_log_probs(head: decoder.Head, blocks: Float[Array, "B R E"], answer: Tokens) -> Float[Array, "B k"]:
-    """Log p of Y's tokens but the first, behind k prefixes whose blocks of Y - 1 hidden states follow each other."""
-    rows, width = len(blocks), answer.ids.shape[1] - 1
-    blocks = blocks.reshape(rows, -1, width, blocks.shape[-1])
-    rest = jnp.broadcast_to(answer.ids[:, None, 1:], blocks.shape[:3])
-    log_probs = token_log_probs(head, blocks, rest[..., None])[..., 0]
-    return jnp.where(answer.mask[:, None, 1:], log_probs, 0.0).sum(-1)
+    rows, (prefixes,) = len(start), lengths.shape
+    ids, mask = repeat_rows(answer.ids, prefixes), repeat_rows(answer.mask, prefixes)
+    begin = (start[:, None] + lengths).reshape(-1, 1)
+    width = ids.shape[1] - 1
+    hidden, _ = decoder.forward(model, ids[:, :-1], begin + jnp.arange(width), causal(width), past)
+    log_probs = token_log_probs(head, hidden, ids[:, 1:, None])[..., 0]
+    return jnp.where(mask[:, 1:], log_probs, 0.0).sum(-1).reshape(rows, prefixes)
 
 
 def token_log_probs(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_worlds import left_padded, random_ids, random_lora, random_params, tiny
 
-from gfn_jax.models import decoder
+from gfn_jax.models import decoder, layers
 from gfn_jax.models.config import RopeScaling
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.types import Tokens
@@ -83,8 +83,10 @@ def repeated(tokens: Tokens, times: int) -> Tokens:
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tokens)
 
 
-@pytest.mark.parametrize("name", ["gptj", "gemma"])
-def test_a_shared_prompt_and_a_cache_filled_token_by_token_equal_one_pass_over_everything(name):
+@pytest.mark.parametrize(("name", "at_once"), [("gptj", 32), ("gemma", 32), ("gptj", 1), ("gemma", 2)])
+def test_a_shared_prompt_and_a_cache_filled_token_by_token_equal_one_pass_over_everything(name, at_once, monkeypatch):
+    """The cache of five read whole, and in pieces; those of two overlap."""
+    monkeypatch.setattr(layers, "columns_at_once", lambda: at_once)
     config = tiny(**VARIANTS[name])
     params, lora = random_params(config), random_lora(config)
 
@@ -112,6 +114,21 @@ def test_a_shared_prompt_and_a_cache_filled_token_by_token_equal_one_pass_over_e
 
     whole = all_logits(config, params, lora, joined(repeated(PROMPT, 2), real(COMPLETION)))[:, -5:]
     np.testing.assert_allclose(by_steps(params, lora), whole, atol=3e-5)
+
+
+def test_columns_of_a_cache_that_are_not_written_are_not_read(monkeypatch):
+    """What a row sees is finite though the columns behind hold NaN."""
+    monkeypatch.setattr(layers, "columns_at_once", lambda: 2)
+    cache = decoder.empty_cache(CONFIG, 4, 6)
+    cache = dataclasses.replace(cache, k=cache.k.at[..., 2:, :].set(jnp.nan), v=cache.v.at[..., 2:, :].set(jnp.nan))
+    model, visible = LanguageModel(CONFIG, PARAMS), (jnp.arange(6) < 2)[None, None]
+    read = jax.jit(
+        lambda column: decoder.forward(
+            model, COMPLETION[:, :1], column * jnp.ones((4, 1), int), visible, cache=cache, column=column
+        )[0]
+    )
+    assert np.isfinite(read(1)).all()
+    assert np.isnan(read(3)).all()  # a piece with an unwritten column in it
 
 
 def test_segments_shared_by_all_by_a_query_and_by_none_merge_into_one_sequence():

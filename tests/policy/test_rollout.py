@@ -9,6 +9,7 @@ from flax import struct
 from tiny_worlds import all_sequences, calculator_world, left_padded, random_lora, random_params, tiny
 
 from gfn_jax.environments import NoTool
+from gfn_jax.models import layers
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, choose, rollout
@@ -301,11 +302,13 @@ def test_a_state_behind_a_number_may_stop_and_no_other(with_calculator):
     np.testing.assert_array_equal(sampled.state_mask, expected)
 
 
-def test_a_column_changes_the_cache_in_place():
+@pytest.mark.parametrize("at_once", [32, 2], ids=["read whole", "in pieces"])
+def test_a_column_changes_the_cache_in_place(at_once, monkeypatch):
     """No step of the loop copies the cache, nor passes it through a conditional, which would copy it on either side."""
+    monkeypatch.setattr(layers, "columns_at_once", lambda: at_once)
     rows, full = 8, jnp.ones(8)
     arguments = (PARAMS, LORA, PROMPT, WORLD, NoTool(), jax.random.key(0), full, 0 * full)
-    compiled = sample.lower(*arguments).compile().as_text()
+    compiled = jax.jit(lambda *given: sample.__wrapped__(*given)).lower(*arguments).compile().as_text()
     loops = compiled[: compiled.index("\nENTRY")]
     shape = f"f32[{CONFIG.num_layers},{rows},{CONFIG.num_kv_heads},{LONGEST},{CONFIG.head_dim}]"
     assert f"{shape}{{4,3,2,1,0}} dynamic-update-slice(" in loops, "the cache is recognised by its shape"

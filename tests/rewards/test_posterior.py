@@ -22,7 +22,7 @@ from gfn_jax.models.checkpoint import load_model
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.rewards import PosteriorReward, Product, TableReward, sequential_log_reward
+from gfn_jax.rewards import PosteriorReward, Product, TableReward, posterior, sequential_log_reward
 from gfn_jax.rewards.posterior import token_log_probs
 from gfn_jax.types import Tokens
 
@@ -60,8 +60,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_packed_pass_equals_one_pass_per_prefix(name):
+PIECES = ("demonstrations and penalty", "one token of answer")  # that are also read two tokens at a time
+
+
+@pytest.mark.parametrize(("name", "pieces"), [*((name, False) for name in CASES), *((name, True) for name in PIECES)])
+def test_the_packed_pass_equals_one_pass_per_prefix(name, pieces, monkeypatch):
+    if pieces:
+        monkeypatch.setattr(posterior, "LONGEST_AT_ONCE", 3)
+        monkeypatch.setattr(posterior, "PIECE", 3)
     reward, rollout, answer = CASES[name]
     config = tiny(norm="layer", positions="learned", tied_head=True) if name == "gpt2" else CONFIG
     model = LanguageModel(config, random_params(config, scale=0.3))
@@ -84,6 +90,19 @@ def test_the_packed_pass_equals_one_pass_per_prefix(name):
         assert (np.asarray(packed)[alive] <= 0).all()
     # The prefixes differ in their rewards, or nothing was compared.
     assert np.ptp(np.asarray(packed)[0]) > 1
+
+
+def test_no_more_pieces_are_read_than_the_longest_row_has(monkeypatch):
+    """Behind them the reward is 0, and nothing there depends on the model."""
+    monkeypatch.setattr(posterior, "LONGEST_AT_ONCE", 3)
+    monkeypatch.setattr(posterior, "PIECE", 2)
+    rules = Rules(make_constraint(23, STOP, 7), NoTool())
+    query, reward = query_of(CONTEXT, answer=right_padded([[9, 3], [7, 2]])), PosteriorReward()
+    score = jax.jit(lambda rollout: reward.log_reward(MODEL, reward.prepare(MODEL), query, rollout))
+    for longest, read in ((0, 0), (1, 2), (2, 2), (3, 4), (7, 7)):
+        found = np.asarray(score(teacher_force(random_ids(0, 4, 8), jnp.asarray([longest, 0, 0, 0]), rules)))
+        assert (found[:, : read + 1] < 0).all()
+        assert not found[:, read + 1 :].any()
 
 
 def log_reward(reward, query, prepared=None):
