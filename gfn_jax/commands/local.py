@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 
 from gfn_jax.commands import cli
@@ -85,13 +85,12 @@ def complete(line: Line) -> Iterator[str]:
     processes: list[subprocess.Popen] = []
     readers: list[threading.Thread] = []
     try:
-        with passing_on(processes) as told:
+        with passing_on(processes) as all_started:
             for rank in range(line.processes):
                 process, reader = start(line, rank, address)
                 processes.append(process)
                 readers.append(reader)
-            if told:  # meanwhile
-                tell(processes, signal.SIGTERM)
+            all_started()
             failed = first_failure(processes)
     finally:
         end(processes)
@@ -146,20 +145,28 @@ def pass_on(stream: Iterable[str], prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[Callable[[], None]]:
     """Passes the first SIGTERM or Ctrl-C on as SIGTERM, upon which all save and stop; the second kills them.
 
-    Gives the signals that have come.
+    Gives what is to be called once all are started: a signal that comes before is passed on then.
     """
-    told: list[int] = []
+    came: list[int] = []
+    started = False
 
     def react(number: int, frame: FrameType | None) -> None:
-        tell(processes, signal.SIGKILL if told else signal.SIGTERM)
-        told.append(number)
+        came.append(number)
+        if started:
+            tell(processes, signal.SIGTERM if len(came) == 1 else signal.SIGKILL)
+
+    def all_started() -> None:
+        nonlocal started
+        waiting, started = bool(came), True
+        if waiting:
+            tell(processes, signal.SIGTERM)
 
     before = {number: signal.signal(number, react) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield all_started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
