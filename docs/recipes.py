@@ -80,7 +80,7 @@ MACHINES = (
         "v5e",
         8,
         ("--config.mesh.data=8",),
-        ("--config.mesh.data=1", "--config.mesh.fsdp=8"),
+        ("--config.mesh.data=1", "--config.mesh.tensor=8"),
         "One host of 8 chips, 16 GB each: the command is typed on the host.",
     ),
     Machine(
@@ -88,7 +88,7 @@ MACHINES = (
         "v5p",
         32,
         ("--config.sampling.micro_batches=1", "--config.mesh.data=32"),
-        ("--config.sampling.micro_batches=1", "--config.mesh.data=1", "--config.mesh.fsdp=32"),
+        ("--config.sampling.micro_batches=1", "--config.mesh.data=32"),
         "64 cores are 32 chips of 95 GB on 8 hosts, and jax sees a chip as one device. `launch/tpu_pod.sh NAME ZONE "
         "WORKDIR` and the flags below start the run on all hosts, `launch/jobset.yaml` does under Kubernetes.",
     ),
