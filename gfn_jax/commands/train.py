@@ -78,11 +78,13 @@ def prepare(values: flags.FlagValues, argv: list[str]) -> Iterable[str]:
         cluster.join(os.environ)
     log.info(banner(values.config))
     log.info("starting in %s", workdir)
-    from gfn_jax.runs.build import build, build_sampler
-
     if values.sampler is not None:
+        from gfn_jax.runs.build import build_sampler
+
         sampler = build_sampler(values.config, workdir, values.sampler, given_keys(values))
         return (words() for words in [sampler.complete])
+    from gfn_jax.runs.build import build
+
     command = shlex.join(["python", "-m", "gfn_jax.launch", *argv[1:]])
     program = build(values.config, workdir, command, given_keys(values))
     import jax

@@ -73,9 +73,11 @@ class PosteriorReward:
         first = repeat_rows(first[:, -1:], repeats)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
-        positions, visible = start[:, None] + jnp.arange(horizon - 1), causal(horizon - 1)
-        hidden, own = decoder.forward(model, rollout.completion[:, :-1], positions, visible, past)
-        states = jnp.concatenate([first, hidden], axis=1)
+        states, lengths = first, jnp.arange(horizon)
+        if horizon > 1:
+            positions, visible = start[:, None] + lengths[:-1], causal(horizon - 1)
+            hidden, own = decoder.forward(model, rollout.completion[:, :-1], positions, visible, past)
+            states, past = jnp.concatenate([first, hidden], axis=1), (*past, up_to(own, lengths))
         head = decoder.select_head(model)
         # Each state predicts two tokens: Z's next and Y's first.
         targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
@@ -84,8 +86,7 @@ class PosteriorReward:
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
         log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
         if answer.ids.shape[1] > 1:
-            lengths = jnp.arange(horizon)
-            log_y = log_y + rest_log_probs(model, head, (*past, up_to(own, lengths)), start, lengths, answer)
+            log_y = log_y + rest_log_probs(model, head, past, start, lengths, answer)
         return self._released(log_z + log_y)
 
     def _released(self, log_reward: Float[Array, "B T"]) -> Float[Array, "B T"]:

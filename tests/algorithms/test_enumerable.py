@@ -181,6 +181,7 @@ class FixedRows(GFlowNet):
         return Collected(batches, state.memory, {})
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(worlds):
     """Four queries in one part and in two unequal ones: all four objectives' gradients are the same."""
     world, queries, samples = worlds["flat"], 4, 8

@@ -117,7 +117,8 @@ def total_variation(log_q, log_p) -> float:
     return float(divergences(log_q, log_p)["total_variation"])
 
 
-@pytest.mark.parametrize("trial", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo")), "ppo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", ["rloo", "grpo", "ppo"])
 def test_training_reaches_the_posterior(world, learnt, trial):
     target = world.log_target(TEMPERATURE)
     assert total_variation(world.log_policy(world.constants.base), target) > 0.4  # where training starts
@@ -445,6 +446,7 @@ def test_a_unit_is_what_values_are_counted_in(several):
     assert float(found[3.0][1]["explained_variance"]) == pytest.approx(float(found[1.0][1]["explained_variance"]), 1e-4)
 
 
+@pytest.mark.slow
 def test_what_the_host_adds_counts_once(several):
     """In every step of a block: the host is asked again, but of rows that are remembered its word was heard."""
     algorithm = make("ppo", several.reward, several.lora, {**BLOCK, "target": "reward"}, **MANY)

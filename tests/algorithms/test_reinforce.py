@@ -63,6 +63,7 @@ def config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_a_config_that_names_it_is_all_it_takes(config, tmp_path):
     program = build(config, tmp_path, "the command")
     page = program.complete()

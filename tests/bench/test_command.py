@@ -25,6 +25,7 @@ def world_target():
     return make_target("world", given.base, world.reward, given.rules, given.queries, world.completions)
 
 
+@pytest.mark.slow
 def test_two_methods_on_two_targets_end_to_end(tmp_path, capsys, monkeypatch):
     def refusing(reward, trainable):
         raise ValueError("not here")

@@ -87,6 +87,7 @@ def test_the_exponent_of_a_power_is_found():
     assert benchmarking.exponent((1, 2, 4), (5.0, 20.0, 80.0)) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_growth_scaling_trace_and_pictures_are_written(monkeypatch, tmp_path, capsys):
     """The whole command, each thing once; growth of one size alone."""
     monkeypatch.setattr(benchmarking, "GROWTH", {"capacity": (("capacity",), ("buffer",), (1, 2))})

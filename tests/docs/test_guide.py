@@ -96,6 +96,7 @@ TASK = TaskEntry(
 )
 
 
+@pytest.mark.slow
 def test_a_task_that_stops_at_the_end_of_text_and_measures_nothing(tmp_path):
     config = policy_config(f"{__name__}:TASK")
     config.update_from_flattened_dict(

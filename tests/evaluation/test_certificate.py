@@ -98,7 +98,8 @@ def covered(found: Certificate, true: dict[str, float]) -> dict[str, int]:
     return {name: int(sum(holds(one, true[name]) for one in found.measures[name].queries)) for name in EXACTLY}
 
 
-@pytest.mark.parametrize("world", [pytest.param("far", marks=pytest.mark.slow), "lost 1e-2, noise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["far", "lost 1e-2, noise"])
 def test_intervals_contain_what_is_true(world):
     found, true = repeated(world, rows=128, exact=48)
     assert min(covered(found, true).values()) >= ENOUGH

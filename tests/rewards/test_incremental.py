@@ -47,7 +47,7 @@ CASES = {
 }
 
 
-SLOW = ("one token of answer", "adapted", "rearranged")  # compilation is all of their time
+SLOW = ("one token of answer", "product", "adapted", "rearranged")  # compilation is all of their time
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])

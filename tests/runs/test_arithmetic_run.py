@@ -201,6 +201,7 @@ def certified(capsys, workdir, *flags):
     return code, capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_is_certified_by_a_command(whole, tmp_path, capsys):
     """The policy of its checkpoint, with a twist's estimates of log Z beside."""
     run, _, _ = whole

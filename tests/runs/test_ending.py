@@ -53,9 +53,8 @@ def guarded(monkeypatch):
     guard_test_splits(monkeypatch, Arithmetic, Infilling, Subjectivity)
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("arith", "subj")), "infill"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arith", "subj", "infill"])
 def test_a_run_that_reports_on_validation_reads_no_test_question(name, guarded, tmp_path):
     page = build(config_of(name, "report=validation", NO_CERTIFICATE), tmp_path).complete()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -118,6 +117,7 @@ def test_a_certificate_of_test_questions_is_refused_in_validation():
         make_certifier(of_test, parts)
 
 
+@pytest.mark.slow
 def test_a_certificate_that_fails_costs_itself_alone(tmp_path, monkeypatch, capsys):
     """All else is written and says so; the same command makes what is missing."""
     words = [f"--config.{value}" for value in (*SMALL, "replay.samples=2", *CONFIGS["infill"], "certificate.queries=1")]

@@ -98,6 +98,7 @@ def whole(data, tmp_path_factory):
     return watched
 
 
+@pytest.mark.slow
 def test_rounds_leave_a_table_their_results_and_the_last_adapter(whole):
     results = json.loads((whole.workdir / "results.json").read_text())
     facts = [results[name] for name in ("task", "method", "seed", "command")]
@@ -125,6 +126,7 @@ def test_rounds_leave_a_table_their_results_and_the_last_adapter(whole):
         assert ours.read_bytes() == rounds_own.read_bytes()
 
 
+@pytest.mark.slow
 def test_all_that_is_kept_is_right_and_hints_are_for_the_others(whole, task):
     for number in (1, 2):
         _, kept = star.read_rationales(whole.workdir / f"round_{number}")
@@ -136,6 +138,7 @@ def test_all_that_is_kept_is_right_and_hints_are_for_the_others(whole, task):
             assert any(each.hinted for each in kept), "what the others show shall be seen"
 
 
+@pytest.mark.slow
 def test_the_training_prompts_hold_neither_hints_nor_demonstrations(whole, task):
     for number, run in enumerate(whole.runs, 1):
         plain = task.queries("train")
@@ -153,6 +156,7 @@ def test_the_training_prompts_hold_neither_hints_nor_demonstrations(whole, task)
         assert rows == [each.ids for each in kept]
 
 
+@pytest.mark.slow
 def test_every_round_starts_from_the_base_with_a_fresh_adapter(whole):
     first, second = whole.states
     jax.tree.map(np.testing.assert_array_equal, first.trainable, second.trainable)
@@ -163,6 +167,7 @@ def test_every_round_starts_from_the_base_with_a_fresh_adapter(whole):
     assert config["algorithm"] == "star"
 
 
+@pytest.mark.slow
 def test_a_round_samples_from_the_policy_of_the_one_before(whole, task, data):
     """Anybody finds the second round's rationales again, from the first one's checkpoint."""
     config = read_policy_run(config_of(data))
@@ -224,6 +229,7 @@ def test_rounds_that_report_on_validation_read_no_test_question(data, tmp_path, 
     assert asked.first == 1, "a round that has reported on validation has still to read the test"
 
 
+@pytest.mark.slow
 def test_rationales_of_another_config_are_sampled_anew(data, tmp_path, monkeypatch):
     """A round without a checkpoint is nobody's yet, and what lies there must not be learnt from."""
     config = star.round_config(read_policy_run(config_of(data)), 1)
@@ -269,6 +275,7 @@ def test_what_the_hint_is(task):
         task.queries("train", 4)
 
 
+@pytest.mark.slow
 def test_a_round_that_finds_nothing_says_so(data, tmp_path, monkeypatch):
     monkeypatch.setattr(star, "sample_completions", lambda model, prompt, *rest: [[[]]] * len(prompt.ids))
     with pytest.raises(ValueError, match=r"^round 1 of star found no rationale that is right: more star\.samples"):

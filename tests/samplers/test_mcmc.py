@@ -129,6 +129,7 @@ def test_posterior_rows_stay_the_posteriors(world, one_move):
     assert (np.asarray(rows.completion) != np.asarray(start.completion)).any(1).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_chains_come_nearer_to_the_posterior_as_their_kernel_says():
     """From the policy's rows on, after n moves q K^n: its total variation from the posterior falls with n."""
     world, budget, steps = table_world(), 4096, 5

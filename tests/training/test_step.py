@@ -177,6 +177,7 @@ def test_a_reward_near_zero_makes_no_nan(run):
     assert metrics["loss"] > 1e6
 
 
+@pytest.mark.slow
 def test_two_micro_batches_make_the_step_of_one():
     """The same collected rows: greedy ones, which no key changes, and none from the buffer."""
     fixed = {
