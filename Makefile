@@ -83,12 +83,12 @@ notebook: $(DOCS)
 pretrain: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.launch --config=configs/pretrain.py
 
-# On one thread, as docs/BENCHMARKS.md says.
-benchmark: export XLA_FLAGS = --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1
+# On one core where the system can be told so (XLA makes a thread a core), as docs/BENCHMARKS.md says.
+benchmark: ONE_CORE := $(if $(shell command -v taskset),taskset -c 0)
 benchmark: $(INSTALLED)
-	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --output=benchmarks/results/step-a
-	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b --output=benchmarks/results/step-b
-	$(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --config.samples=5 --config.repeats=2 --growth \
+	$(ONE_CORE) $(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --output=benchmarks/results/step-a
+	$(ONE_CORE) $(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:b --output=benchmarks/results/step-b
+	$(ONE_CORE) $(BIN)/python -m gfn_jax.benchmark --config=configs/benchmark.py:a --config.samples=5 --config.repeats=2 --growth \
 		--output=benchmarks/results/growth
 
 torch-peer: $(TORCH)

@@ -37,6 +37,8 @@ def serve(side, folder: pathlib.Path, answers) -> None:
 def main() -> None:
     """Makes the side, says so with an empty line of JSON, and serves."""
     name, config, folder, device = sys.argv[1:]
+    if device == "cpu" and hasattr(os, "sched_setaffinity"):  # XLA makes a thread a core, whatever it is told
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     path = pathlib.Path(folder)

@@ -1,7 +1,8 @@
 """Times the parts of a step beside what they cannot do without: what `gfn_jax.benchmark` does.
 
 A roofline (doi:10.1145/1498765.1498785) whose two rates are this machine's own, measured in the same run: of a large
-matrix product, and of a copy. A part's limit is the longer of its operations over the one and its bytes over the other.
+matrix product, and of a copy. A part's limit is the longer of its operations over the one and its bytes over the other;
+the whole step's is the sum of its parts', which follow each other.
 """
 
 import platform
@@ -71,13 +72,20 @@ def peak_memory() -> dict[str, float]:
     return found
 
 
+OF_STEP = ("rollout", "reward", "buffer", "update")
+
+
 def benchmark(config: ml_collections.ConfigDict, parts: Parts) -> dict[str, Any]:
     """Times every part of the step that `config` describes, on one device."""
     matrix, copy = matrix_rate(jnp.dtype(config.dtype)), copy_rate()
     timed: dict[str, Any] = {}
     for name, call in parts.calls.items():
         seconds, flops, nbytes = measure(call, config.repeats), parts.flops[name], parts.nbytes[name]
-        median, limit = seconds["median"], max(flops / matrix, nbytes / copy)
+        median = seconds["median"]
+        if name == "step":
+            limit = sum(timed[part]["limit_seconds"] for part in OF_STEP)
+        else:
+            limit = max(flops / matrix, nbytes / copy)
         timed[name] = {
             "seconds": seconds,
             "gflop": flops / 1e9,
