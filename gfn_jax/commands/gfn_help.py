@@ -20,6 +20,7 @@ TRAIN = """Trains what a config describes; several seeds, a small sweep.
     --workers=N         runs at once, of several (1); above 1 each has one thread of a CPU
     --print_config      prints the config as KEY=VALUE lines, and ends
     --dry_run           says what the run would take in memory and arithmetic, on any --mesh, and ends
+    --sampler=N         draws rows for the run's learner (asynchronous.samplers), where asynchronous.local is False
     --distributed       joins the other processes of a cluster; not needed where the environment names them
     --debug             shows tracebacks; so does GFN_JAX_DEBUG=1
 

@@ -21,7 +21,7 @@ from gfn_jax.sections import leaves
 from gfn_jax.studies.study import LAUNCH, Job, config_words
 
 EXAMPLE = "name one, for instance `gfn train arith`; `gfn configs` lists them"
-OF_LAUNCH = ("workdir", "distributed", "dry_run", "debug")  # flags of the launcher, passed on
+OF_LAUNCH = ("workdir", "distributed", "sampler", "dry_run", "debug")  # flags of the launcher, passed on
 OWN = ("print_config", "workers")
 SWITCHES = ("distributed", "dry_run", "debug", "print_config")  # take no value
 CONFIG, SWEEP, SEED = "config.", "sweep.", "seed"
@@ -104,6 +104,8 @@ def parse(argv: list[str]) -> Request:
     assert first is not None
     if line.several and (first.distributed or cluster.in_cluster(os.environ)):
         raise ValueError("several runs are one machine's, one after the other; in a cluster start one at a time")
+    if line.several and first.sampler is not None:
+        raise ValueError("--sampler is one run's, and these are several: start the samplers of each with its own seed")
     return Request(line, first)
 
 

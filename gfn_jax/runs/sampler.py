@@ -110,7 +110,8 @@ def sampler_of(config: PolicyRun, workdir: pathlib.Path, number: int) -> Sampler
     """
     samplers = config.asynchronous.samplers
     if number >= samplers:
-        raise ValueError(f"--sampler is {number}; asynchronous.samplers is {samplers}, which are counted from 0")
+        why = "they are counted from 0" if samplers else "the run samples for itself"
+        raise ValueError(f"--sampler is {number} and asynchronous.samplers is {samplers}: {why}")
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     _, model = read_config(folder)

@@ -77,6 +77,8 @@ def test_version(capsys):
         (["train", "arith", "--sweep.steps=4,x"], "flag --config.steps=x: invalid literal .*"),
         (["train", "arith", "--seed=0,1", "--workers=0"], "--workers is 0; it must be 1 or more"),
         (["train", "arith", "--seed=0,1", "--distributed"], "several runs are one machine's, .*"),
+        (["train", "arith", "--seed=0,1", "--sampler=0"], "--sampler is one run's, and these are several: .*"),
+        (["train", "arith", "--sampler=-1"], "flag --sampler=-1: -1 is not a non-negative integer"),
         (["configs", "arihm"], "there is no config 'arihm'; did you mean 'arith'?"),
         (["tune", "arihm"], "there is no config 'arihm'; did you mean 'arith'?"),
         (["benchmark", "z"], "benchmark has no preset 'z'; it has a, b, tiny.*"),

@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused(samplers, words, line, tmp_path):
 
 
 def test_a_sampler_that_is_not_asked_for_or_of_another_run(folder, stale):
-    with pytest.raises(ValueError, match=r"--sampler is 2; asynchronous\.samplers is 2, which are counted from 0"):
+    with pytest.raises(ValueError, match=r"--sampler is 2 and asynchronous\.samplers is 2: they are counted from 0"):
         build_sampler(config_of(2, 2), folder / "stale", 2)
     other = build_sampler(config_of(2, 2, "--config.seed=1"), folder / "stale", 0)
     other.meeting.announce(Session("s", "other", 0, STEPS))
