@@ -1,6 +1,6 @@
 """What sampling beside training is worth: wall time at equal quality, by staleness, beside a run that samples itself.
 
-    python benchmarks/asynchronous.py --seeds=0                    # results/asynchronous.json
+    python benchmarks/asynchronous.py --seeds=0                    # results/asynchronous.json, .md
 
 Each run is `configs/continuation.py:tiny`, one after the other on an otherwise idle machine; asynchronous ones have one
 sampler beside the learner, and all of them may use every core. Training time is from the first step's rows to the last
@@ -82,7 +82,8 @@ def main() -> None:
         ]
         for run in runs
     ]
-    print(table(header, shown))
+    page = table(header, shown)
+    print(page)
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
@@ -93,6 +94,7 @@ def main() -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "asynchronous.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (args.out / "asynchronous.md").write_text(f"```\n{page}\n```\n")
 
 
 if __name__ == "__main__":

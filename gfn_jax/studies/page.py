@@ -113,8 +113,9 @@ def certificate_table(certificates: Mapping[str, Mapping[str, Any]]) -> str:
         verdict = f"<div>{escape(one['verdict'])}{words}</div>"
         rows.append(f'<tr><td class="words" colspan="{1 + len(MEASURES)}">{verdict}</td></tr>')
     percent = f"{100 * (1 - next(iter(certificates.values()))['risk']):g} %"
+    whose = "the policy is" if len(certificates) == 1 else f"{len(certificates)} of these runs are"
     return details(
-        f"Certificates: how far {len(certificates)} of these runs are from their posterior",
+        f"Certificates: how far {whose} from the posterior",
         f'<p class="quiet">q is the policy, π ∝ R its target; nats. Limits of {percent}, for the queries asked.</p>',
         scrolling(("run", *MEASURES.values()), rows, "Certificates"),
     )

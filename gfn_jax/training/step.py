@@ -130,6 +130,6 @@ def learn(
         "loss": loss,
         **{name: value.mean() for name, value in measured.items()},
         **collected.metrics,
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
     }
     return TrainState(state.step + 1, trainable, opt_state, collected.memory), metrics
