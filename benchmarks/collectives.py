@@ -14,6 +14,7 @@ import time
 
 from gfn_jax.commands import train
 from gfn_jax.commands.dry_run import estimate
+from gfn_jax.commands.interconnect import total
 from gfn_jax.commands.plan import duration, least_seconds, readable
 from gfn_jax.models.chips import chip
 
@@ -27,8 +28,7 @@ def planned(mesh: tuple[int, int, int]) -> dict:
     axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
     words = [f"--config.mesh.{axis}={size}" for axis, size in axes]
     plan = estimate(train.parse(["launch", f"--config={ROOT}/configs/arith.py:paper", *words]).config)
-    kinds = {kind for one in plan.sent.values() for kind in one}
-    sent = {kind: sum(one.get(kind, 0) for one in plan.sent.values()) for kind in sorted(kinds)}
+    sent = total(*plan.sent.values())
     memory, seconds = sum(plan.memory.values()), {}
     for name in CHIPS:
         parts = least_seconds(chip(name), math.prod(mesh), plan.flops, plan.traffic, plan.dtype, plan.sent)

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from gfn_jax.commands.benchmark_parts import Ready, objective, ready, step_parts
+from gfn_jax.commands.benchmarking import peak_memory
 from gfn_jax.commands.config_flag import load_config
 from gfn_jax.environments import Calculator
 from gfn_jax.models.adapters import save_adapter
@@ -105,8 +106,7 @@ class Ours:
 
     def peak_device_mib(self) -> float | None:
         """Of the device's memory, where it counts."""
-        stats = jax.local_devices()[0].memory_stats() or {}
-        return stats["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in stats else None
+        return peak_memory().get("device")
 
     @staticmethod
     def versions() -> dict[str, str]:

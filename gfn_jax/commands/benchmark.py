@@ -85,6 +85,7 @@ def timed(values: flags.FlagValues, parts: "Parts") -> Iterator[str]:
     import jax
 
     from gfn_jax.commands import benchmarking
+    from gfn_jax.studies import figures
 
     result = benchmarking.benchmark(values.config, parts)
     if values.scaling:
@@ -95,13 +96,14 @@ def timed(values: flags.FlagValues, parts: "Parts") -> Iterator[str]:
     page = benchmarking.page(result)
     yield page
     if values.output:
-        from gfn_jax.commands.benchmark_plots import draw
-
         folder = pathlib.Path(values.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
         (folder / "benchmark.md").write_text(f"```\n{page}\n```\n")
-        draw(result, folder)
+        if figures.available():
+            from gfn_jax.commands.benchmark_plots import draw
+
+            draw(result, folder)
     if values.trace:
         benchmarking.trace(parts, values.trace)
         yield f"profile: {values.trace} (XProf opens the folder, ui.perfetto.dev the perfetto_trace.json.gz in it)"

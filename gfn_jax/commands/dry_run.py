@@ -6,7 +6,7 @@ whose devices need not exist. Base, adapter, optimizer, buffer and caches are ex
 bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
 (`tensor_share`):
 
-    backward = (r + l / L + g) / n,      reward = max(attention, MLP, logits) of the packed pass / n
+    backward = (r + l / L + g) / n,      reward = max(attention, MLP, logits) of its larger pass / n
 
 r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
 worked on: its values, made again, or the gradients of those that were kept. g: the logits that are worked on at once,
@@ -263,7 +263,7 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
 
 
 def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
-    """Bytes that the packed pass of one micro-batch works on at once."""
+    """Bytes that the reward of one micro-batch works on at once."""
     at_once = part.horizon if part.horizon - 1 <= LONGEST_AT_ONCE else PIECE
     packed = max(at_once, at_once * (part.answer - 1))  # Z is read first, then Y behind its prefixes
     visible = part.horizon - 1 + part.answer - 1 + part.context + part.few_shot

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import FrameType
 
 from gfn_jax.commands import cli
 from gfn_jax.errors import TrainingStopped
+from gfn_jax.studies.pool import handling_signals
 
 LAUNCH = "gfn_jax.launch"
 EXAMPLE = "the command's own flags behind --, as in -- --config=configs/arith.py"
@@ -153,7 +153,7 @@ def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[Callable[[], N
     came: list[int] = []
     started = False
 
-    def react(number: int, frame: FrameType | None) -> None:
+    def react(number: int) -> None:
         came.append(number)
         if started:
             tell(processes, signal.SIGTERM if len(came) == 1 else signal.SIGKILL)
@@ -164,12 +164,8 @@ def passing_on(processes: Sequence[subprocess.Popen]) -> Iterator[Callable[[], N
         if waiting:
             tell(processes, signal.SIGTERM)
 
-    before = {number: signal.signal(number, react) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling_signals(react):
         yield all_started
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tell(processes: Sequence[subprocess.Popen], number: int) -> None:

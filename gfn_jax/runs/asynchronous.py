@@ -305,6 +305,12 @@ def check_asynchronous(config: AsynchronousConfig, off_policy: bool, algorithm: 
         raise ValueError(f"asynchronous.samplers is {config.samplers}; several runs in turn sample for themselves")
 
 
+def check_one_process(config: AsynchronousConfig) -> None:
+    """Raises ValueError where a learner with samplers is several processes."""
+    if config.samplers and jax.process_count() > 1:
+        raise ValueError(f"asynchronous.samplers is {config.samplers}; the learner must be one process")
+
+
 def steps_of(session: Session, number: int, samplers: int) -> Sequence[int]:
     """The steps of a session for which one of the samplers draws rows."""
     return [step for step in range(session.start + 1, session.steps + 1) if step % samplers == number]

@@ -31,7 +31,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
 from gfn_jax.policy.constraint import Constants, Rules
 from gfn_jax.policy.teacher import teacher_force
-from gfn_jax.runs.asynchronous import Learner
+from gfn_jax.runs.asynchronous import Learner, check_one_process
 from gfn_jax.runs.budget import run_budget
 from gfn_jax.runs.certifying import Certifier, summary
 from gfn_jax.runs.config import PolicyRun
@@ -90,6 +90,7 @@ def build_policy(
     """
     start = config.values.start and start_folder(config.values.start)
     digest = claim_workdir(workdir, described_of(config))
+    check_one_process(config.asynchronous)
     folder = resolve(model_folder(config.model.path))
     mesh = meshes.use_mesh(config.mesh)
     model_type, model = read_config(folder)
@@ -108,8 +109,8 @@ def build_policy(
     checkpointer = Checkpointer(workdir, digest)
     learner = None
     if config.asynchronous.samplers:
-        update = make_update(parts, placed, mesh)
-        learner = make_learner(config, parts, update, (state, constants), (checkpointer, digest), command)
+        update, rows = make_update(parts, placed, mesh), rows_of(parts, state, constants)
+        learner = Learner(config.asynchronous, update, rows, checkpointer, digest, config.values.steps, command)
     facts = {"task": config.values.task, "method": parts.name, "seed": config.values.seed, "config_digest": digest}
     facts["command"] = command
 
@@ -299,36 +300,16 @@ def make_update(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Update
     return jax.jit(update, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))
 
 
-def make_learner(
-    config: PolicyRun,
-    parts: Parts,
-    update: Update,
-    start: tuple[TrainState, Constants],
-    owner: tuple[Checkpointer, str],
-    command: str,
-) -> Learner:
-    """A step whose rows other processes sample.
-
-    Args:
-        config: of the run.
-        parts: of the run.
-        update: `make_update`.
-        start: what a step is called with.
-        owner: the run's checkpoints, and its config's digest.
-        command: of the run.
-
-    Raises:
-        ValueError: the learner is several processes; or nobody says how samplers are started.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(f"asynchronous.samplers is {config.asynchronous.samplers}; the learner must be one process")
+def rows_of(parts: Parts, state: TrainState, constants: Constants) -> Sampled:
+    """Shapes of what a step learns from where other processes sample, its age included."""
 
     def sampled(state: TrainState, constants: Constants) -> Sampled:
         assert isinstance(parts.algorithm, Interruptible)
         rows = parts.algorithm.sample(state, constants, Keys.of(constants.root, state.step))
         return dataclasses.replace(rows, age=state.step)
 
-    return Learner(config.asynchronous, update, jax.eval_shape(sampled, *start), *owner, config.values.steps, command)
+    rows: Sampled = jax.eval_shape(sampled, state, constants)
+    return rows
 
 
 # From what a run is made of, and the base on its devices, to completions.

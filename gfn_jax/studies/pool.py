@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 from gfn_jax.studies.plan import (
@@ -271,13 +271,20 @@ def last_line(path: pathlib.Path, most: int = 4096) -> str:
 def _signals() -> Iterator[list[int]]:
     """The numbers of the SIGINTs and SIGTERMs that come meanwhile, in a list that grows."""
     came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling_signals(came.append):
         yield came
+
+
+@contextlib.contextmanager
+def handling_signals(react: Callable[[int], None]) -> Iterator[None]:
+    """Calls `react` with every SIGINT and SIGTERM that comes meanwhile."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        react(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -9,13 +9,10 @@ import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 CONFIG = """
-import importlib.util
+from gfn_jax.commands.config_flag import load_config
 
 def get_config(preset):
-    spec = importlib.util.spec_from_file_location("benchmark_config", {source!r})
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(preset)
+    config = load_config({source!r} + ":" + preset)
     config.model.update({{"vocab_size": 211, "width": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}})
     config.model.update({{"head_dim": 16, "mlp_width": 64, "max_positions": 256}})
     config.dtype, config.lora.rank, config.samples, config.length = "float32", 4, 3, 12
