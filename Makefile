@@ -7,7 +7,8 @@
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
 #   make pretrain, make benchmark, make test-slow   the tiny base model again, timings, the long tests
 #   make torch-peer   a step beside the same step in PyTorch, which it installs beside the rest
-#   make docs    the site, in site/; make notebook executes docs/random_number.ipynb again, in place
+#   make docs    the site, in site/, and every cell of the notebook by a few steps; make notebook executes
+#                docs/random_number.ipynb again, in place
 PYTHON ?= python3
 # `make arith LOCK=requirements.txt` takes the newest versions that the ranges allow.
 LOCK ?= requirements-lock.txt
@@ -76,6 +77,7 @@ $(DOCS): $(INSTALLED) requirements-docs.txt
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(DOCS)
 	$(BIN)/mkdocs build --quiet
+	$(BIN)/pytest tests/docs/test_notebook.py -m "not slow"
 
 notebook: $(DOCS)
 	$(BIN)/jupyter-execute --inplace docs/random_number.ipynb

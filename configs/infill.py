@@ -61,9 +61,10 @@ def tiny() -> ml_collections.ConfigDict:
         }
     )
     # The base makes nothing of the prompt: at first most of the policy's own sentences are far off. So it begins by
-    # imitating the buffer, in proportion to R; after that Huber's loss bounds what is left of such residuals, and
-    # VarGrad compares whole sentences (SubTB would also ask for the right probability of stops that are never taken).
-    config.objective.imitation_steps = 100
+    # imitating the buffer, in proportion to R (300 steps instead of 100: validation KL 0.07 instead of 0.16); after that
+    # Huber's loss bounds what is left of such residuals, and VarGrad compares whole sentences (SubTB would also ask for
+    # the right probability of stops that are never taken).
+    config.objective.imitation_steps = 300
     config.objective.terms.update({"subtb": 0.0, "vargrad": 1.0})
     config.objective.huber = 4.0
     config.optimizer.update({"learning_rate": 5e-3, "b2": 0.99})
