@@ -75,7 +75,10 @@ def tiny() -> ml_collections.ConfigDict:
     # By validation. With values in units of one nat PPO diverges, and each time it learns from old rows costs accuracy.
     config.ppo.update({"epochs": 1, "gae_lambda": 1.0, "value_unit": 10.0})
     config.star.update({"shots": 3, "learn": "text"})  # without shots the base writes no chain at all
-    config.objective.terms.vargrad = 0.5
+    # By validation, after imitating the buffer: VarGrad compares whole chains. SubTB would also ask for the right
+    # probability of stops that are never taken, which the adapter cannot give all of them.
+    config.objective.imitation_steps = 30
+    config.objective.terms.update({"subtb": 0.0, "vargrad": 1.0})
     config.objective.huber = 4.0
     config.optimizer.learning_rate = 1.5e-3
     config.evaluation = {
@@ -112,6 +115,8 @@ def prompted() -> ml_collections.ConfigDict:
     config = tiny()
     config.model.path = "tiny-arithmetic"
     config.steps = 40  # more of them cost accuracy on 5 operands (validation), which it never trains on
+    config.objective.imitation_steps = 0
+    config.objective.terms.update({"subtb": 1.0, "vargrad": 0.5})
     return config
 
 
@@ -149,7 +154,8 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
     )
     config.exploration.update({"temperature_low": 0.5, "temperature_high": 2.0})
     config.replay.samples = 4
-    config.objective.terms.vargrad = 1.0  # SubTB alone would not train the tokens before Z may first stop
+    config.objective.imitation_steps = 0
+    config.objective.terms.subtb = 1.0  # alone it would not train the tokens before Z may first stop
     config.objective.huber = None
     config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "decay": "constant"})
     config.evaluation.update({"every": 100, "samples": 10, "temperature": 0.1})

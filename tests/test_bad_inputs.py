@@ -160,7 +160,11 @@ CASES += [
     ("arith", "objective.log_z=known", "objective.log_z is 'known'; learnt, amortised, frozen"),
     ("arith", "objective.contrastive_margin=-1", "objective.contrastive_margin is -1.0; at least 0"),
     ("arith", "objective.ratio_clip=2", "objective.ratio_clip is 2.0; from 0 to 1"),
-    ("arith", "objective.smoothing_steps=5 replay.samples=0", "objective.smoothing_steps is 5; replay.samples above 0"),
+    (
+        "arith",
+        "objective.smoothing_steps=5 objective.imitation_steps=0 replay.samples=0",
+        "objective.smoothing_steps is 5; replay.samples above 0",
+    ),
     ("arith", "objective.imitation_steps=61", "objective.imitation_steps is 61; 60 steps learn"),
     ("arith", "objective.smoothing_steps=61", "objective.smoothing_steps is 61; 60 steps learn"),
     ("arith", "objective.terms.tb=1 objective.terms.flowrl=1", "objective.terms.flowrl has another log Z than tb"),

@@ -264,7 +264,10 @@ class Arithmetic:
         settings = self.method(method)
         if steps == settings.get("steps", STEPS[self.make.preset]):
             return self.misled(method, 0)
-        return self.jobs(f"tokens/{method}-{steps}", {**settings, **ON_VALIDATION, "steps": steps}, 70.0)
+        settings |= {**ON_VALIDATION, "steps": steps}
+        if method == "gflownet" and self.make.preset == "tiny":
+            settings["objective.imitation_steps"] = min(30, steps // 2)  # 30 are the config's
+        return self.jobs(f"tokens/{method}-{steps}", settings, 70.0)
 
     def misled(self, method: str, nats: int) -> tuple[Job, ...]:
         shortcut = {"reward.automaton": "gfn_jax.studies.shortcuts:without_a_call", "reward.automaton_weight": nats}
@@ -279,14 +282,16 @@ class Arithmetic:
     def ablations(self) -> Study:
         """The method's own choices, one changed at a time."""
         only = {f"objective.terms.{name}": 0.0 for name in ("subtb", "vargrad")}
+        both = {"objective.terms.subtb": 1.0, "objective.terms.vargrad": 0.5}
         changes: dict[str, Settings] = {
-            "SubTB alone, Z may stop at once": {"objective.terms.vargrad": 0.0, "arithmetic.min_length": 0}
-            | {"arithmetic.stop_after_number": False},
-            "VarGrad alone": {**only, "objective.terms.vargrad": 1.0},
+            "SubTB alone, Z may stop at once": {**only, "objective.terms.subtb": 1.0}
+            | {"arithmetic.min_length": 0, "arithmetic.stop_after_number": False},
+            "no imitation at first": {"objective.imitation_steps": 0},
+            "SubTB + VarGrad": both,
+            "SubTB + VarGrad, lambda 0.9": {**both, "objective.subtb_lambda": 0.9},
             "TB, log Z learnt": {**only, "objective.terms.tb": 1.0},
             "DB + VarGrad": {**only, "objective.terms.db": 1.0, "objective.terms.vargrad": 0.5},
-            "SubTB lambda 0.9": {"objective.subtb_lambda": 0.9},
-            "no replay": {"replay.samples": 0},
+            "no replay, hence no imitation": {"replay.samples": 0, "objective.imitation_steps": 0},
             "buffer not seeded": {"arithmetic.seed_demonstrations": 0},
             "no tempered behaviour": {"exploration.tempered": 0.0},
             "reward temperature ends at 1.1": {"sampling.reward_temperature_end": 1.1},

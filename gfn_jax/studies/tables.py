@@ -136,8 +136,9 @@ def continuation(make: Maker) -> tuple[Study, Study]:
 def infilling(make: Maker) -> Study:
     """Table 2."""
     gflownet = make.jobs("infilling/gflownet", "infill", tuned("infilling", "gflownet"), seconds=240)
+    by_rival = "infill:supervised" if make.preset == "tiny" else "infill:paper"
     supervised = make.jobs(
-        "infilling/supervised", "infill", {"algorithm": "sft", **tuned("infilling", "sft")}, seconds=150
+        "infilling/supervised", by_rival, {"algorithm": "sft", **tuned("infilling", "sft")}, seconds=120
     )
     kl = "kl"
     return Study(

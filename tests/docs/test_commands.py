@@ -160,6 +160,8 @@ def refused(command: Command, made: pathlib.Path) -> str | None:
         path = config.model.get("path") or config.get("start")
         if path and not (SHIPPED / path).is_dir() and not (made / path).exists():
             return f"{path} is not here"
+        if (data := config.get("data", {}).get("path")) and not pathlib.Path(data).exists():
+            return f"{data} is the reader's"
     return None
 
 

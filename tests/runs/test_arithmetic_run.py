@@ -28,6 +28,7 @@ def small_config():
     config.steps = 4
     config.save_every = 2
     config.optimizer.warmup_steps = 1
+    config.objective.imitation_steps = 0
     config.arithmetic.max_length = 17
     config.arithmetic.eval_max_length = 24
     config.sampling.update({"queries": 4, "samples": 4, "micro_batches": 2})

@@ -30,6 +30,7 @@ RUNS = {
     ],
     "arith": [
         f"--config={CONFIGS}/arith.py:tiny",
+        "--config.objective.imitation_steps=0",
         "--config.evaluation.questions=3",
         "--config.evaluation.test_questions=3",
         "--config.evaluation.diverse_questions=0",

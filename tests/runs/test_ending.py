@@ -32,7 +32,10 @@ from gfn_jax.training.checkpoint import claim_workdir, config_digest
 
 SMALL = ("steps=2", "save_every=2", "optimizer.warmup_steps=0", "sampling.queries=2", "sampling.samples=4")
 CONFIGS = {
-    "arith": ("evaluation.questions=2", "evaluation.samples=2", "evaluation.batch=2", "arithmetic.max_length=17"),
+    "arith": (
+        *("evaluation.questions=2", "evaluation.samples=2", "evaluation.batch=2", "arithmetic.max_length=17"),
+        "objective.imitation_steps=0",
+    ),
     "subj": ("subjectivity.labels=4", "evaluation.reviews=4", "evaluation.samples=2", "evaluation.batch=4"),
     "infill": (
         *("infilling.train_stories=4", "infilling.seed_stories=2", "infilling.test_stories=4"),

@@ -179,6 +179,7 @@ def test_a_run_with_a_function_learns_from_it(tmp_path):
         "--config.arithmetic.max_length=17",
         "--config.arithmetic.seed_demonstrations=3",
         "--config.optimizer.warmup_steps=1",
+        "--config.objective.imitation_steps=0",
         "--config.certificate.queries=0",
         *(
             f"--config.{key}={n}"

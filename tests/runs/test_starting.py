@@ -39,8 +39,9 @@ SMALL = (
 
 
 def config_of(algorithm="sft", *words):
+    small = [*SMALL, "--config.objective.imitation_steps=0"] if algorithm == "gflownet" else SMALL
     return parse(
-        ["launch", f"--config={CONFIGS / 'arith.py'}", *SMALL, f"--config.algorithm={algorithm}", *words]
+        ["launch", f"--config={CONFIGS / 'arith.py'}", *small, f"--config.algorithm={algorithm}", *words]
     ).config
 
 

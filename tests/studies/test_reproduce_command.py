@@ -145,7 +145,8 @@ def test_by_default_as_many_run_as_there_are_cores_and_one_on_accelerators(capsy
 @pytest.mark.slow
 def test_a_launch_is_run_and_used_again(capsys, tmp_path, monkeypatch):
     """The launcher's own files come out; another way to measure makes it run anew."""
-    small = ("steps=2", "optimizer.warmup_steps=1", "evaluation.questions=10", "evaluation.test_questions=10")
+    small = ("steps=2", "optimizer.warmup_steps=1", "objective.imitation_steps=0")
+    small += ("evaluation.questions=10", "evaluation.test_questions=10")
 
     def studies(preset, seeds, more=()):
         flags = tuple(f"--config.{flag}" for flag in (*small, *more))
