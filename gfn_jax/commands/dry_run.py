@@ -34,6 +34,7 @@ from gfn_jax.commands.plan import (
     exchanged,
     gathered,
     left_behind,
+    read_again,
     readable,
     tables,
     tensor_share,
@@ -216,6 +217,7 @@ def traffic(
     )
     parts, split = sampling.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
     layers = bytes_per_device({"layers": constants.base.params["layers"]}, gathered(mesh))
+    again = bytes_per_device({"layers": read_again(constants.base.params, algorithm.given.remat)}, gathered(mesh))
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
     moments = bytes_per_device({"opt_state": state.opt_state}, mesh)
 
@@ -237,16 +239,16 @@ def traffic(
     return {
         **sampled,
         "score, update": 2 * parts * policy + 2 * (adapter + moments),  # there and back; then read and written
-        "recomputed": parts * (layers + adapter),
+        "recomputed": parts * (again + adapter),
     }
 
 
 def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, devices: int) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
-    plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat=False))
+    plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat="none"))
     without = kept_for_backward(plain, constants, state)
-    kept = kept_for_backward(algorithm, constants, state) if algorithm.given.remat else without
+    kept = without if algorithm.given.remat == "none" else kept_for_backward(algorithm, constants, state)
     budget = algorithm.given.sampling
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.

@@ -11,13 +11,13 @@ from jax.extend.core import Literal
 from gfn_jax.evaluation.report import table
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.chips import CHIPS, Chip
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import KEPT, ModelConfig, Remat
 from gfn_jax.models.families import read_settings
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training.collectives import KINDS
 from gfn_jax.training.mesh import AXES, nbytes
-from gfn_jax.types import PyTree
+from gfn_jax.types import Params, PyTree
 
 
 def describe_model(path: str) -> tuple[ModelConfig, Any | None]:
@@ -90,6 +90,12 @@ def gathered(mesh: jax.sharding.AbstractMesh) -> jax.sharding.AbstractMesh:
     """The mesh as a layer's weights are divided over it while it is used."""
     alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
     return jax.sharding.AbstractMesh(tuple(alone.values()), AXES)
+
+
+def read_again(params: Params, remat: Remat) -> Params:
+    """What of the layers' weights the backward pass reads to compute activations again."""
+    kept = KEPT.get(remat, ())
+    return {name: weights for name, weights in params["layers"].items() if name not in kept}
 
 
 def readable(size: float) -> str:

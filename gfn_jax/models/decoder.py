@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax.models import layers as parts
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import KEPT, ModelConfig, Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
@@ -123,7 +124,7 @@ def forward(
     cache: KeyValues | None = None,
     column: Int[Array, ""] | int = 0,
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B S E"], KeyValues]:
     """Runs new tokens through the decoder.
 
@@ -137,7 +138,7 @@ def forward(
         cache: room for the row's own keys; the new ones are written from `column` on. None: own keys are the new ones.
         column: where to write in `cache`.
         dropout: a key and a rate for the adapter's inputs; None when sampling or evaluating.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: which of a layer's activations are computed again in the backward pass instead of being kept.
 
     Returns:
         The final hidden states after the last norm, and the rows' own keys and values (the updated cache).
@@ -178,8 +179,9 @@ def forward(
         dropout_rate=0.0 if dropout is None else dropout[1],
     )
     block: Callable[..., Any] = functools.partial(_block, config, context)
-    if remat:
-        block = jax.checkpoint(block, prevent_cse=False)
+    if remat != "none":
+        policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+        block = jax.checkpoint(block, prevent_cse=False, policy=policy)
     inputs = {
         "number": jnp.arange(config.num_layers),
         "weights": params["layers"],
@@ -204,7 +206,8 @@ def _block(config: ModelConfig, context: _Context, carry: tuple[Float[Array, "B 
     def project(name: str, x: Array) -> Array:
         index = list(config.projections).index(name)
         dropout = None if key is None else (jax.random.fold_in(key, index), context.dropout_rate)
-        return split_rows(parts.linear(weights[name], x, adapters.get(name), context.scale, dropout))
+        out = split_rows(parts.linear(weights[name], x, adapters.get(name), context.scale, dropout))
+        return checkpoint_name(out, name)
 
     def norm(name: str, x: Array) -> Array:
         return parts.norm(config, weights[name], x)
@@ -267,7 +270,7 @@ def prefill(
     tokens: Tokens,
     past: tuple[KeyValues, ...] = (),
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "G S E"], KeyValues]:
     """Runs padded sequences causally, after what `past` holds; padding is invisible and takes no position.
 

@@ -209,7 +209,7 @@ def policy_parts(
         sampling,
         config.lora,
         config.objective,
-        config.model.remat,
+        config.model.recomputed,
         copies,
         steps=config.values.steps,
         end_of_text=tokenizer.eos_token_id,
