@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from gfn_jax.algorithms.on_task import OnPolicy
-from gfn_jax.commands.plan import gathered, read_again
+from gfn_jax.commands.plan import gathered, merges, read_again
 from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import LoraConfig
@@ -129,12 +129,13 @@ def sent(
     if isinstance(algorithm, OnPolicy):
         fresh = shape.queries * sampling.fresh_samples
         packed = shape.queries * shape.context + fresh * (length + shape.horizon * (shape.answer - 1))
+        beside = not merges(algorithm, constants, state, shape)
         scored, again = shape.rows * length + prompts, parts * algorithm.frozen_scores
         found = {
             "rollout": total(  # the last two columns are not read
-                of.layers(parts * (shape.horizon - 1)),
+                of.layers(parts * (shape.horizon - 1), beside),
                 of.head(parts, shape.allowed),
-                of.forward(prompts + fresh * (length - 1)),
+                of.forward(prompts + fresh * (length - 1), beside),
             ),
             "reward": total(
                 of.layers(2 * parts * passes, adapter=False),

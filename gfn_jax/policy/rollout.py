@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE, KeyValues
+from gfn_jax.models.lora import merging_pays
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.columns import as_rollout, empty_columns, next_column, once, read_token
 from gfn_jax.policy.constraint import Rules
@@ -98,6 +99,8 @@ def rollout(
 ) -> Rollout:
     """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
 
+    Where that pays (`lora.merging_pays`) they are read with the adapter merged into a copy of the layers' kernels.
+
     Args:
         model: the policy.
         prompt: [Q, P], padded left: every row's last token is real.
@@ -106,6 +109,9 @@ def rollout(
         key: randomness of this call; column t uses `fold_in(key, t)`.
         narrow: leaves tokens out; `log_behavior` is then over those that it keeps.
     """
+    tokens = len(behavior.temperature) * (rules.constraint.horizon - 1)
+    if model.adapter is not None and merging_pays(model.params, model.adapter, tokens):
+        model = model.merged
     return complete(model, decoder.prefill(model, prompt), rules, behavior, key, narrow)
 
 
