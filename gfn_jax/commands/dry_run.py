@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.typing import DTypeLike
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.on_task import OnPolicy
@@ -180,9 +181,10 @@ def memory(
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries, sampling = config.queries // config.micro_batches, isinstance(algorithm, OnPolicy)
+    kind = algorithm.given.cache_dtype
 
-    def cache(rows: int, length: int) -> int:
-        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
+    def cache(rows: int, length: int, kind: DTypeLike | None = None) -> int:
+        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, kind or dtype))) // split
 
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
     copied = 0
@@ -197,8 +199,8 @@ def memory(
         "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
         "buffer": bytes_per_device({"memory": state.memory}, mesh),
         "task's tables": nbytes(tables),
-        "prompt cache": cache(queries * algorithm.given.copies, shape.prompt),
-        "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1),
+        "prompt cache": cache(queries * algorithm.given.copies, shape.prompt, kind),
+        "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1, kind),
         "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
         "activations": max(worked_on, copied),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
@@ -234,7 +236,8 @@ def traffic(
     policy, base = layers + adapter + head(shape.allowed), layers + head(model.vocab_size)
     sampled: dict[str, int] = {}
     if isinstance(algorithm, OnPolicy):
-        length, token = shape.horizon - 1, 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+        cache = jax.eval_shape(lambda: empty_cache(model, 1, 1, algorithm.given.cache_dtype or dtype))
+        length, token = shape.horizon - 1, nbytes((cache.k, cache.v))
         own = shape.queries * sampling.fresh_samples * length * (length - 1) // 2
         sampled_with = parts * shape.horizon * policy
         if merges(algorithm, constants, state, shape):  # kernels are read and written once more, the adapter is read

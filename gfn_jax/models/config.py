@@ -5,6 +5,7 @@ from typing import Literal
 
 from gfn_jax.sections import Count, Natural, Nonnegative, Positive, check
 
+CacheDtype = Literal["bfloat16", "int8"]
 Remat = Literal["none", "dots", "dots_except_mlp", "full"]
 
 # What layers compute again in the backward pass is all but their inputs and the outputs of these projections.
@@ -45,6 +46,8 @@ class BaseModelConfig:
         quantize: what becomes of the kernels of the blocks' projections.
         remat_policy: which of them: all (`full`), none, all but what the projections give (`dots`), or but what those
             of the attention give (`dots_except_mlp`); None for what `remat` says, all or none.
+        cache_dtype: of keys and values while a step samples; None for `dtype`. What samples is then a little off the
+            policy that is scored and evaluated.
     """
 
     path: str
@@ -52,6 +55,7 @@ class BaseModelConfig:
     remat: bool
     quantize: Literal["none", "int8", "nf4"]
     remat_policy: Remat | None = None
+    cache_dtype: CacheDtype | None = None
 
     def __post_init__(self):
         if not self.path:

@@ -49,7 +49,7 @@ from gfn_jax.training.optimizer import OptimizerConfig
 from gfn_jax.worlds.corpora import CorpusKind, corpus_kind
 
 # Keys of `model` that came after runs had been described: a config without one means this, and so does a description.
-LATER: Mapping[str, Any] = {"remat_policy": None}
+LATER: Mapping[str, Any] = {"remat_policy": None, "cache_dtype": None}
 UNKNOWN_STEPS = LARGEST_INT  # of so many epochs of texts that are not read yet
 
 
@@ -345,8 +345,9 @@ def described_training(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def read_model(config: ml_collections.ConfigDict, **fixed: Any) -> BaseModelConfig:
-    """The base's section; it need not have the keys that are `LATER`."""
-    return checked(BaseModelConfig, {**LATER, **values_of(config, "model")}, "model.", **fixed)
+    """The base's section; it need not have the keys that are `LATER`, and may not have those that are `fixed`."""
+    later = {key: value for key, value in LATER.items() if key not in fixed}
+    return checked(BaseModelConfig, {**later, **values_of(config, "model")}, "model.", **fixed)
 
 
 def read_task(config: ml_collections.ConfigDict, entry: TaskEntry) -> Any:
@@ -466,7 +467,7 @@ def read_finetuning(config: ml_collections.ConfigDict) -> Finetuning:
     steps = values.steps or UNKNOWN_STEPS
     return Finetuning(
         values=values,
-        model=read_model(config, quantize="none"),
+        model=read_model(config, quantize="none", cache_dtype=None),
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
         data=section(TextConfig, config, "data"),

@@ -32,6 +32,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "remat": False,
         "quantize": "none",
         "remat_policy": ml_collections.config_dict.placeholder(str),
+        "cache_dtype": ml_collections.config_dict.placeholder(str),
     }
     config.data = {"path": ml_collections.config_dict.placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

@@ -215,6 +215,7 @@ def policy_parts(
         end_of_text=tokenizer.eos_token_id,
         valid=valid,
         stale=config.asynchronous.samplers > 0,
+        cache_dtype=config.model.cache_dtype,
     )
     algorithm = config.method.make(config.algorithm, given)
     host_reward = build_host_reward(config.reward, task, tokenizer)

@@ -97,6 +97,10 @@ def test_a_mesh_that_is_not_here(monkeypatch):
     assert kernels < several.sent["rollout"]["all-gather"] < 1.1 * kernels
     assert several.sent["rollout"].keys() == {"all-gather"}
     assert several.sent["score, update"]["all-reduce"] > several.adapter_bytes
+    bytes_a_head = dry_run.estimate(config_of("paper", "--config.model.cache_dtype=int8")).memory
+    for cache in ("rollout cache", "prompt cache"):
+        assert bytes_a_head[cache] / one[cache] == pytest.approx((256 + 4) / 512, rel=0.01)
+    assert bytes_a_head["reward cache"] == one["reward cache"]
     halves = config_of("paper", "--config.model.quantize=nf4")
     assert 0.27 < dry_run.estimate(halves).memory["base"] / one["base"] < 0.35
 
@@ -138,6 +142,8 @@ def test_what_is_not_known_is_said(monkeypatch):
         ValueError, match=r"remat_policy is 'most'; it must be one of none, dots, dots_except_mlp, full or"
     ):
         dry_run.estimate(config_of("paper", "--config.model.remat_policy=most"))
+    with pytest.raises(ValueError, match=r"cache_dtype is 'int4'; it must be one of bfloat16, int8 or unset"):
+        dry_run.estimate(config_of("paper", "--config.model.cache_dtype=int4"))
     with pytest.raises(ValueError, match=r"model\.quantize is 'int3'; it must be one of none, int8, nf4"):
         dry_run.estimate(config_of("paper", "--config.model.quantize=int3"))
 
