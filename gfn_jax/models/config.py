@@ -5,6 +5,7 @@ from typing import Literal
 
 from gfn_jax.sections import Count, Natural, Nonnegative, Positive, check
 
+Attention = Literal["xla", "cudnn"]
 CacheDtype = Literal["bfloat16", "int8"]
 Remat = Literal["none", "dots", "dots_except_mlp", "full"]
 
@@ -48,6 +49,7 @@ class BaseModelConfig:
             of the attention give (`dots_except_mlp`); None for what `remat` says, all or none.
         cache_dtype: of keys and values while a step samples; None for `dtype`. What samples is then a little off the
             policy that is scored and evaluated.
+        attention: by what whole sequences attend: the library's own products (`xla`), or cuDNN's kernel on NVIDIA GPUs.
     """
 
     path: str
@@ -56,6 +58,7 @@ class BaseModelConfig:
     quantize: Literal["none", "int8", "nf4"]
     remat_policy: Remat | None = None
     cache_dtype: CacheDtype | None = None
+    attention: Attention = "xla"
 
     def __post_init__(self):
         if not self.path:

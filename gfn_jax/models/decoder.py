@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax.models import layers as parts
-from gfn_jax.models.config import KEPT, ModelConfig, Remat
+from gfn_jax.models.config import KEPT, Attention, ModelConfig, Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
@@ -121,6 +121,7 @@ class _Context:
     column: Int[Array, ""] | int
     scale: float = struct.field(pytree_node=False)
     dropout_rate: float = struct.field(pytree_node=False)
+    attention: Attention = struct.field(pytree_node=False)
 
 
 def forward(
@@ -185,6 +186,7 @@ def forward(
         column=column,
         scale=1.0 if lora is None else lora.scale,
         dropout_rate=0.0 if dropout is None else dropout[1],
+        attention=model.attention,
     )
     block: Callable[..., Any] = functools.partial(_block, config, context)
     if remat != "none":
@@ -269,6 +271,8 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], ro
             return parts.attend(config, q, past, written), room, None
         k, v = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer["number"], keepdims=False), room)
     segments = [(*keys, seen) for keys, seen in zip([*layer["past"], (k, v)], visible, strict=True)]
+    if room is None and context.attention != "xla":
+        return parts.attend_joined(config, q, segments, context.attention), room, (k, v)
     return parts.attend(config, q, segments), room, (k, v) if room is None else None
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from flax import struct
 
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import Attention, ModelConfig
 from gfn_jax.models.lora import Lora, merge_lora
 from gfn_jax.types import Params
 
@@ -19,11 +19,13 @@ class LanguageModel:
         shape: of the decoder; static, part of what a program is compiled for.
         params: the weights, layers stacked on axis 0.
         adapter: LoRA beside them, or None.
+        attention: what attends where whole sequences are read (`config.BaseModelConfig`); static.
     """
 
     shape: ModelConfig = struct.field(pytree_node=False)
     params: Params
     adapter: Lora | None = None
+    attention: Attention = struct.field(pytree_node=False, default="xla")
 
     @property
     def base(self) -> "LanguageModel":

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Int8 as Int8Codes
 
-from gfn_jax.models.config import ModelConfig, RopeScaling
+from gfn_jax.models.config import Attention, ModelConfig, RopeScaling
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.models.quantize import multiply
 from gfn_jax.types import Params
 
@@ -221,6 +222,36 @@ def attend(
         top, total, mixed = jax.lax.fori_loop(0, -(-written.columns // size), piece, (top, total, mixed))
     out = mixed / jnp.moveaxis(total, 3, 1)[..., None]
     return out.reshape(rows, length, heads, dim).astype(query.dtype)
+
+
+def attend_joined(
+    config: ModelConfig, query: Float[Array, "B S H D"], segments: list[Segment], kernel: Attention
+) -> Float[Array, "B S H D"]:
+    """`attend` by `jax.nn.dot_product_attention`, over the segments one behind the other, copied for every row.
+
+    cuDNN's kernel holds no scores (Dao et al. 2022, arXiv:2205.14135). With a mask it learns from even numbers of
+    queries and keys alone, so one of each is added where need be. It knows no soft cap. Tested with `kernel` xla, jax's
+    own plain products: cudnn itself, which needs an NVIDIA GPU, was never run.
+    """
+    rows, length = query.shape[:2]
+
+    def whole(x: Vectors) -> Float[Array, "B Z K D"]:
+        x = restored(x, query.dtype)
+        return jnp.swapaxes(repeat_rows(x, rows // len(x)), 1, 2)
+
+    def each(keys: Vectors, visible: Bool[Array, "*visible"]) -> Bool[Array, "B 1 S Z"]:
+        groups, width = jax.tree.leaves(keys)[0].shape[0], visible.shape[-1]
+        return jnp.broadcast_to(visible, (groups, rows // groups, length, width)).reshape(rows, 1, length, width)
+
+    keys, values = (jnp.concatenate([whole(segment[part]) for segment in segments], axis=1) for part in (0, 1))
+    visible = jnp.concatenate([each(keys, seen) for keys, _, seen in segments], axis=-1)
+    more, further = length % 2, keys.shape[1] % 2
+    keys, values = (jnp.pad(x, ((0, 0), (0, further), (0, 0), (0, 0))) for x in (keys, values))
+    visible = jnp.pad(visible, ((0, 0), (0, 0), (0, more), (0, further)))
+    query = jnp.pad(query, ((0, 0), (0, more), (0, 0), (0, 0)))
+    scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+    out = jax.nn.dot_product_attention(query, keys, values, mask=visible, scale=scale, implementation=kernel)
+    return out[:, :length]
 
 
 def activate(config: ModelConfig, x: Float[Array, "*b"]) -> Float[Array, "*b"]:

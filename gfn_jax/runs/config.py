@@ -49,7 +49,7 @@ from gfn_jax.training.optimizer import OptimizerConfig
 from gfn_jax.worlds.corpora import CorpusKind, corpus_kind
 
 # Keys of `model` that came after runs had been described: a config without one means this, and so does a description.
-LATER: Mapping[str, Any] = {"remat_policy": None, "cache_dtype": None}
+LATER: Mapping[str, Any] = {"remat_policy": None, "cache_dtype": None, "attention": "xla"}
 UNKNOWN_STEPS = LARGEST_INT  # of so many epochs of texts that are not read yet
 
 
@@ -467,7 +467,7 @@ def read_finetuning(config: ml_collections.ConfigDict) -> Finetuning:
     steps = values.steps or UNKNOWN_STEPS
     return Finetuning(
         values=values,
-        model=read_model(config, quantize="none", cache_dtype=None),
+        model=read_model(config, quantize="none", cache_dtype=None, attention="xla"),
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
         data=section(TextConfig, config, "data"),

@@ -33,6 +33,7 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
         "quantize": "none",
         "remat_policy": ml_collections.config_dict.placeholder(str),
         "cache_dtype": ml_collections.config_dict.placeholder(str),
+        "attention": "xla",
     }
     config.data = {"path": ml_collections.config_dict.placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}

@@ -25,7 +25,7 @@ def test_a_run_is_described_and_read_as_before_there_were_more_keys(preset):
 
 def test_what_is_set_is_described():
     config = load_config(f"{CONFIGS}/arith.py:tiny")
-    for key, value in {"remat_policy": "dots", "cache_dtype": "int8"}.items():
+    for key, value in {"remat_policy": "dots", "cache_dtype": "int8", "attention": "cudnn"}.items():
         config.model[key] = value
         assert read(config).described["model"][key] == value
 
