@@ -134,7 +134,7 @@ def paper(path: str = "nlpcloud/instruct-gpt-j-fp16", targets: tuple[str, ...] =
     config = tiny()
     config.steps = 1000
     config.save_every = 100
-    config.model = {"path": path, "dtype": "bfloat16", "remat": True, "quantize": "none"}
+    config.model.update({"path": path, "dtype": "bfloat16", "remat": True})
     config.lora.update({"rank": 64, "alpha": 16.0, "dropout": 0.1, "targets": targets})
     # The paper's 20 tokens are Z without the tool's results; ours counts them, and the longest demonstration has
     # 22 in GPT-2's and NeoX's vocabularies. Five operands take one call more.

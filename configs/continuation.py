@@ -94,7 +94,7 @@ def paper(path: str = "gpt2-xl", targets: tuple[str, ...] = UNGATED) -> ml_colle
     config = tiny()
     config.steps = 1000
     config.save_every = 100
-    config.model = {"path": path, "dtype": "bfloat16", "remat": True, "quantize": "none"}
+    config.model.update({"path": path, "dtype": "bfloat16", "remat": True})
     config.lora.update({"rank": 64, "alpha": 16.0, "dropout": 0.1, "targets": targets})
     config.continuation.max_length = 30
     config.sampling.update(

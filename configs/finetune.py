@@ -37,7 +37,7 @@ def tiny() -> ml_collections.ConfigDict:
     config.steps = placeholder(int)  # counts instead of the epochs where it is set
     config.batch = 16  # documents a step, in all micro-batches
     config.micro_batches = 1
-    config.model = {"path": "tiny-stories", "dtype": "float32", "remat": False}
+    config.model = {"path": "tiny-stories", "dtype": "float32", "remat": False, "remat_policy": placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.lora = {
         "rank": 16,
@@ -84,7 +84,7 @@ def paper() -> ml_collections.ConfigDict:
     config.epochs = 20.0
     config.batch = 64 * 32
     config.micro_batches = 32
-    config.model = {"path": "gpt2-large", "dtype": "bfloat16", "remat": True}
+    config.model.update({"path": "gpt2-large", "dtype": "bfloat16", "remat": True})
     config.lora.targets = ("q", "k", "v", "o", "up", "down")
     config.data.update({"source": "rocstories", "seq_length": 128})
     config.optimizer.update({"warmup_steps": 20, "decay": "linear"})

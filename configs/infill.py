@@ -108,7 +108,7 @@ def paper(path: str = "gpt2-large") -> ml_collections.ConfigDict:
     config = tiny()
     config.steps = 1000
     config.save_every = 100
-    config.model = {"path": path, "dtype": "bfloat16", "remat": True, "quantize": "none"}
+    config.model.update({"path": path, "dtype": "bfloat16", "remat": True})
     config.lora.update({"rank": 64, "alpha": 16.0, "dropout": 0.1, "targets": ("q", "k", "v", "o", "up", "down")})
     config.infilling.update(
         {"train_stories": 900, "seed_stories": 900, "min_length": 5, "max_length": 25, "unlisted": 0.0}

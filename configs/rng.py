@@ -113,7 +113,7 @@ def paper() -> ml_collections.ConfigDict:
     config.steps = 2560  # 2,048 prompts, 10 times, 8 a step
     config.log_every = 10
     config.save_every = 200
-    config.model = {"path": "nlpcloud/instruct-gpt-j-fp16", "dtype": "bfloat16", "remat": True, "quantize": "none"}
+    config.model.update({"path": "nlpcloud/instruct-gpt-j-fp16", "dtype": "bfloat16", "remat": True})
     config.lora.update({"rank": 512, "alpha": 32.0, "dropout": 0.1, "targets": ("k", "v")})
     # The released minimum of 1 holds for sampling; its loss has the empty text's state, as ours has with 0.
     config.random_numbers.update({"penalty": 8.0, "copies": 8})

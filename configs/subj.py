@@ -91,7 +91,7 @@ def paper() -> ml_collections.ConfigDict:
     config = tiny()
     config.steps = 1000
     config.save_every = 100
-    config.model = {"path": "nlpcloud/instruct-gpt-j-fp16", "dtype": "bfloat16", "remat": True, "quantize": "none"}
+    config.model.update({"path": "nlpcloud/instruct-gpt-j-fp16", "dtype": "bfloat16", "remat": True})
     config.subjectivity.update({"validation": 200, "test": 2000, "forbidden": ()})
     config.lora.update({"rank": 256, "alpha": 16.0, "targets": ("q", "k", "v", "o", "up", "down")})
     config.sampling.update(

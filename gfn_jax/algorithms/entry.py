@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool
 
 from gfn_jax.algorithms.sampling import Sampling
 from gfn_jax.interfaces import Algorithm, Reward
+from gfn_jax.models.config import CacheDtype, Remat
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives import Objective
 from gfn_jax.types import Query, Rollout
@@ -23,7 +24,8 @@ class Ingredients:
         sampling: what a step samples.
         lora: the adapter's shape, and the rate at which its inputs are dropped.
         objective: the config's, for an algorithm that asks for it; else None.
-        remat: recompute activations in the backward pass.
+        remat: which activations the backward pass computes again.
+        cache_dtype: of the keys and values that fresh rows are sampled with; None for the model's own.
         copies: how often a query's prompt is computed, each time for its share of the query's rows, so that all devices
             have as many: more than once where queries are fewer than the devices that share them. Nothing that is
             drawn depends on it, but for dropout on the prompt.
@@ -37,12 +39,13 @@ class Ingredients:
     sampling: Sampling
     lora: LoraConfig
     objective: Objective | None = None
-    remat: bool = False
+    remat: Remat = "none"
     copies: int = 1
     steps: int = 1
     end_of_text: int | None = None
     valid: Callable[[Query, Rollout], Bool[Array, " B"]] | None = None
     stale: bool = False
+    cache_dtype: CacheDtype | None = None
 
 
 @dataclasses.dataclass(frozen=True)

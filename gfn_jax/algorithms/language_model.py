@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.interfaces import Measure
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora, LoraConfig, init_lora
@@ -97,14 +97,14 @@ class LanguageModeling:
         shape: the model's.
         lora: the adapter's shape and dropout; None trains all weights.
         micro_batches: parts that a step's rows are worked through in; the gradient is the whole batch's.
-        remat: recompute activations in the backward pass.
+        remat: which activations the backward pass computes again.
         dtype: of the arithmetic where all weights are trained; they themselves and the optimizer keep theirs.
     """
 
     shape: ModelConfig
     lora: LoraConfig | None = None
     micro_batches: int = 1
-    remat: bool = False
+    remat: Remat = "none"
     dtype: DTypeLike = jnp.float32
 
     def init(self, key: jax.Array, constants: Corpus) -> tuple[Params | Lora, None]:

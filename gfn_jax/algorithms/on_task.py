@@ -154,7 +154,8 @@ class OnPolicy(abc.ABC):
         self, model: LanguageModel, constants: Constants, query: Query, behavior: Behavior, key: jax.Array
     ) -> Trajectory:
         """Rows that a model writes for some queries, and the rewards of their prefixes."""
-        sampled = rollout(model, query.prompt, constants.rules, behavior, key)
+        cache = self.given.cache_dtype
+        sampled = rollout(model, query.prompt, constants.rules, behavior, key, cache_dtype=cache)
         log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
         return Trajectory(sampled, log_reward)
 

@@ -13,7 +13,7 @@ from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import ALGORITHM, GFlowNet
 from gfn_jax.commands.dry_run import traffic
 from gfn_jax.environments import CALL, Calculator, NoTool
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, StepShape, sequential_reward_flops
 from gfn_jax.models.language_model import LanguageModel
@@ -133,7 +133,8 @@ def build(config: ml_collections.ConfigDict, given: Ready) -> Built:
     common.exploration.tempered = 0.5
     common.replay.update({"samples": 0, "capacity": config.capacity})
     sampling = read_sampling(common, ALGORITHM)
-    algorithm = GFlowNet(Ingredients(given.reward, sampling, given.lora, objective(), config.remat))
+    remat: Remat = "full" if config.remat else "none"
+    algorithm = GFlowNet(Ingredients(given.reward, sampling, given.lora, objective(), remat))
     optimizer = optax.adamw(1e-4)
     state = init_state(algorithm, optimizer, jax.random.key(config.seed), given.constants)
     return Built(algorithm, optimizer, given.constants, state, step_shape(algorithm, given.constants))

@@ -12,7 +12,8 @@ r: what JAX keeps for the backward pass, read off the traced program; l: the sam
 worked on: its values, made again, or the gradients of those that were kept. g: the logits that are worked on at once,
 where they are too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer
 works on, of all tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner
-values, or a block of logits. The larger of backward and reward counts. Beside what XLA allocates for tiny models on
+values, or a block of logits. The largest of backward, reward and the kernels that a rollout has merged its adapter into
+counts. Beside what XLA allocates for tiny models on
 CPUs, the sum is within 20 % (tests/training/test_collectives.py).
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.typing import DTypeLike
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.on_task import OnPolicy
@@ -34,6 +36,8 @@ from gfn_jax.commands.plan import (
     exchanged,
     gathered,
     left_behind,
+    merges,
+    read_again,
     readable,
     tables,
     tensor_share,
@@ -43,6 +47,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.lora import Lora
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE
@@ -53,7 +58,7 @@ from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
-from gfn_jax.types import Keys, PyTree, TrainState
+from gfn_jax.types import Keys, Params, PyTree, TrainState
 
 REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
 
@@ -176,11 +181,16 @@ def memory(
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries, sampling = config.queries // config.micro_batches, isinstance(algorithm, OnPolicy)
+    kind = algorithm.given.cache_dtype
 
-    def cache(rows: int, length: int) -> int:
-        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, dtype))) // split
+    def cache(rows: int, length: int, kind: DTypeLike | None = None) -> int:
+        return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, kind or dtype))) // split
 
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
+    copied = 0
+    if merges(algorithm, constants, state, shape):
+        copied = bytes_per_device({"layers": targets(constants.base.params, state.trainable.lora)}, mesh)
+    worked_on = int(activations(algorithm, constants, state, shape, mesh.size) // split * share)
     tables = (constants.queries, constants.query_log_weight, constants.rules)
     return {
         "base": bytes_per_device(constants.base.params, mesh, REST),
@@ -189,10 +199,10 @@ def memory(
         "gradient": 2 * adapter,  # the sum over micro-batches, and the newest
         "buffer": bytes_per_device({"memory": state.memory}, mesh),
         "task's tables": nbytes(tables),
-        "prompt cache": cache(queries * algorithm.given.copies, shape.prompt),
-        "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1),
+        "prompt cache": cache(queries * algorithm.given.copies, shape.prompt, kind),
+        "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1, kind),
         "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
-        "activations": int(activations(algorithm, constants, state, shape, mesh.size) // split * share),
+        "activations": max(worked_on, copied),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
 
@@ -216,6 +226,7 @@ def traffic(
     )
     parts, split = sampling.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
     layers = bytes_per_device({"layers": constants.base.params["layers"]}, gathered(mesh))
+    again = bytes_per_device({"layers": read_again(constants.base.params, algorithm.given.remat)}, gathered(mesh))
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
     moments = bytes_per_device({"opt_state": state.opt_state}, mesh)
 
@@ -225,11 +236,16 @@ def traffic(
     policy, base = layers + adapter + head(shape.allowed), layers + head(model.vocab_size)
     sampled: dict[str, int] = {}
     if isinstance(algorithm, OnPolicy):
-        length, token = shape.horizon - 1, 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize
+        cache = jax.eval_shape(lambda: empty_cache(model, 1, 1, algorithm.given.cache_dtype or dtype))
+        length, token = shape.horizon - 1, nbytes((cache.k, cache.v))
         own = shape.queries * sampling.fresh_samples * length * (length - 1) // 2
+        sampled_with = parts * shape.horizon * policy
+        if merges(algorithm, constants, state, shape):  # kernels are read and written once more, the adapter is read
+            copied = bytes_per_device({"layers": targets(constants.base.params, state.trainable.lora)}, gathered(mesh))
+            sampled_with = parts * (shape.horizon * (policy - adapter) + adapter + 2 * copied)
         looked_at = token * (length * shape.queries * shape.prompt + own) // split
         sampled = {
-            "rollout": parts * shape.horizon * policy + looked_at,
+            "rollout": sampled_with + looked_at,
             "reward": parts * passes * base,
             "scores without gradient": parts * algorithm.frozen_scores * policy,
         }
@@ -237,16 +253,21 @@ def traffic(
     return {
         **sampled,
         "score, update": 2 * parts * policy + 2 * (adapter + moments),  # there and back; then read and written
-        "recomputed": parts * (layers + adapter),
+        "recomputed": parts * (again + adapter),
     }
+
+
+def targets(params: Params, lora: Lora) -> Params:
+    """The kernels that an adapter of the layers may be merged into."""
+    return {name: {"kernel": params["layers"][name]["kernel"]} for name in lora.layers}
 
 
 def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, devices: int) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
-    plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat=False))
+    plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat="none"))
     without = kept_for_backward(plain, constants, state)
-    kept = kept_for_backward(algorithm, constants, state) if algorithm.given.remat else without
+    kept = without if algorithm.given.remat == "none" else kept_for_backward(algorithm, constants, state)
     budget = algorithm.given.sampling
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.

@@ -14,8 +14,17 @@ import ml_collections
 
 from gfn_jax.algorithms.language_model import Batch, Corpus, LanguageModeling
 from gfn_jax.commands.interconnect import Sent, Traffic, total
-from gfn_jax.commands.plan import describe_model, exchanged, gathered, left_behind, tables, tensor_share, times
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.commands.plan import (
+    describe_model,
+    exchanged,
+    gathered,
+    left_behind,
+    read_again,
+    tables,
+    tensor_share,
+    times,
+)
+from gfn_jax.models.config import KEPT, ModelConfig, Remat
 from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, text_flops
 from gfn_jax.models.language_model import LanguageModel
@@ -155,7 +164,7 @@ def activations(plan: Texts) -> int:
     text = jax.eval_shape(lambda: Tokens(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)))
     trainable = computed(plan)
 
-    def kept(remat: bool) -> int:
+    def kept(remat: Remat) -> int:
         own = dataclasses.replace(algorithm, remat=remat)
 
         def pull_back(trainable: PyTree, base: Params | None, text: Tokens) -> list[jax.Array]:
@@ -170,8 +179,9 @@ def activations(plan: Texts) -> int:
 
         return left_behind(pull_back, trainable, plan.base, text)
 
-    without = kept(False)
-    return (kept(True) if algorithm.remat else without) + 3 * without // (2 * algorithm.shape.num_layers)
+    without = kept("none")
+    left = without if algorithm.remat == "none" else kept(algorithm.remat)
+    return left + 3 * without // (2 * algorithm.shape.num_layers)
 
 
 def computed(plan: Texts) -> PyTree:
@@ -204,12 +214,13 @@ def traffic(plan: Texts, taken: Mapping[str, int]) -> dict[str, int]:
     parts = {name: value for name, value in params.items() if name in ("layers", "head")}
     tied = params["embed"]["tokens"] if plan.algorithm.shape.tied_head else None
     once = bytes_per_device(parts, gathered(plan.mesh)) + (0 if tied is None else nbytes(tied))
+    again = bytes_per_device({"layers": read_again(params, plan.algorithm.remat)}, gathered(plan.mesh))
     passes, trained = plan.algorithm.micro_batches, taken["weights" if plan.base is None else "adapter"]
     forward = passes * once
     return {
         "forward": forward,
         "backward": forward + passes * taken["gradient"] // 2 + 2 * (trained + taken["optimizer"]),
-        "recomputed": forward,
+        "recomputed": passes * again,
     }
 
 
@@ -219,8 +230,9 @@ def flops(plan: Texts) -> dict[str, int]:
     forward = text_flops(counted, rows, length)
     total = 3 * forward if plan.lora is None else text_flops(counted, rows, length, backward=True)
     parts = {"forward": forward, "backward": total - forward}
-    if plan.algorithm.remat:  # the layers once more, the head not
-        parts["recomputed"] = text_flops(counted, rows, length, head=False)
+    if plan.algorithm.remat != "none":  # the layers once more, the head not
+        again = dataclasses.replace(counted, kept=KEPT[plan.algorithm.remat])
+        parts["recomputed"] = text_flops(again, rows, length, head=False)
     return parts
 
 
@@ -235,8 +247,9 @@ def sent(plan: Texts) -> dict[str, Sent]:
         "forward": total(once, columns, of.forward(tokens)),
         "backward": total(once, columns, of.backward(tokens, tokens), *[of.gradient()] * passes),
     }
-    if algorithm.remat:
-        parts["recomputed"] = total(once, of.forward(tokens, embedded=False))
+    if algorithm.remat != "none":
+        again = of.again(algorithm.remat)
+        parts["recomputed"] = total(again.layers(passes, adapts), again.forward(tokens, embedded=False))
     return parts
 
 

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from gfn_jax.algorithms.on_task import OnPolicy
-from gfn_jax.commands.plan import gathered
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.commands.plan import gathered, merges, read_again
+from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.policy.constraint import Constants
@@ -71,7 +71,8 @@ class Traffic:
 
     def forward(self, tokens: int, adapter: bool = True, embedded: bool = True) -> Sent:
         """Sums over the tensor axis of a pass over so many tokens, on all devices together."""
-        width = self.model.num_layers * self._width(("o", "down"), adapter) + embedded * self.model.width
+        out = tuple(name for name in ("o", "down") if name in self.params["layers"])
+        width = self.model.num_layers * self._width(out, adapter) + embedded * self.model.width
         return self._summed(tokens * width)
 
     def backward(self, tokens: int, states: int, adapter: bool = True) -> Sent:
@@ -84,6 +85,10 @@ class Traffic:
         """What is trained, summed over rows."""
         size = bytes_per_device({"trainable": self.trainable}, gathered(self.mesh))
         return {"all-reduce": _ring(self.rows) * size}
+
+    def again(self, remat: Remat) -> "Traffic":
+        """The same over those projections alone that the backward pass computes again."""
+        return dataclasses.replace(self, params={**self.params, "layers": read_again(self.params, remat)})
 
     def _missing(self, tree: PyTree) -> int:
         """Bytes of a tree, as a pass uses it, that a device does not hold."""
@@ -124,12 +129,13 @@ def sent(
     if isinstance(algorithm, OnPolicy):
         fresh = shape.queries * sampling.fresh_samples
         packed = shape.queries * shape.context + fresh * (length + shape.horizon * (shape.answer - 1))
+        beside = not merges(algorithm, constants, state, shape)
         scored, again = shape.rows * length + prompts, parts * algorithm.frozen_scores
         found = {
             "rollout": total(  # the last two columns are not read
-                of.layers(parts * (shape.horizon - 1)),
+                of.layers(parts * (shape.horizon - 1), beside),
                 of.head(parts, shape.allowed),
-                of.forward(prompts + fresh * (length - 1)),
+                of.forward(prompts + fresh * (length - 1), beside),
             ),
             "reward": total(
                 of.layers(2 * parts * passes, adapter=False),
@@ -150,7 +156,8 @@ def sent(
         of.backward(tokens, learnt * shape.horizon),
         *[of.gradient()] * 2 * parts,  # of the prompts' pass and of the rest's
     )
-    found["recomputed"] = total(of.layers(2 * parts), of.forward(tokens, embedded=False))
+    again = of.again(algorithm.given.remat)
+    found["recomputed"] = total(again.layers(2 * parts), again.forward(tokens, embedded=False))
     return found
 
 

@@ -8,16 +8,20 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.evaluation.report import table
 from gfn_jax.models.checkpoint import read_config
 from gfn_jax.models.chips import CHIPS, Chip
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import KEPT, ModelConfig, Remat
 from gfn_jax.models.families import read_settings
+from gfn_jax.models.flops import StepShape
+from gfn_jax.models.lora import merging_pays
 from gfn_jax.models.tensor_files import read_json
+from gfn_jax.policy.constraint import Constants
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training.collectives import KINDS
 from gfn_jax.training.mesh import AXES, nbytes
-from gfn_jax.types import PyTree
+from gfn_jax.types import Params, PyTree, TrainState
 
 
 def describe_model(path: str) -> tuple[ModelConfig, Any | None]:
@@ -90,6 +94,19 @@ def gathered(mesh: jax.sharding.AbstractMesh) -> jax.sharding.AbstractMesh:
     """The mesh as a layer's weights are divided over it while it is used."""
     alone = {axis: 1 if axis == "fsdp" else size for axis, size in mesh.shape.items()}
     return jax.sharding.AbstractMesh(tuple(alone.values()), AXES)
+
+
+def read_again(params: Params, remat: Remat) -> Params:
+    """What of the layers' weights the backward pass reads to compute activations again."""
+    kept = KEPT.get(remat, ())
+    return {name: weights for name, weights in params["layers"].items() if name not in kept}
+
+
+def merges(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape) -> bool:
+    """Whether a micro-batch is sampled with the adapter merged into the layers' kernels (`policy.rollout`)."""
+    sampling = algorithm.given.sampling
+    tokens = shape.queries // sampling.micro_batches * sampling.fresh_samples * (shape.horizon - 1)
+    return isinstance(algorithm, OnPolicy) and merging_pays(constants.base.params, state.trainable.lora, tokens)
 
 
 def readable(size: float) -> str:

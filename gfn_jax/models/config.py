@@ -5,6 +5,17 @@ from typing import Literal
 
 from gfn_jax.sections import Count, Natural, Nonnegative, Positive, check
 
+Attention = Literal["xla", "cudnn"]
+CacheDtype = Literal["bfloat16", "int8"]
+Remat = Literal["none", "dots", "dots_except_mlp", "full"]
+
+# What layers compute again in the backward pass is all but their inputs and the outputs of these projections.
+KEPT: dict[Remat, tuple[str, ...]] = {
+    "dots": ("q", "k", "v", "o", "gate", "up", "down"),
+    "dots_except_mlp": ("q", "k", "v", "o"),
+    "full": (),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -34,16 +45,29 @@ class BaseModelConfig:
         dtype: of weights and activations.
         remat: recompute activations in the backward pass.
         quantize: what becomes of the kernels of the blocks' projections.
+        remat_policy: which of them: all (`full`), none, all but what the projections give (`dots`), or but what those
+            of the attention give (`dots_except_mlp`); None for what `remat` says, all or none.
+        cache_dtype: of keys and values while a step samples; None for `dtype`. What samples is then a little off the
+            policy that is scored and evaluated.
+        attention: by what whole sequences attend: the library's own products (`xla`), or cuDNN's kernel on NVIDIA GPUs.
     """
 
     path: str
     dtype: Literal["float32", "bfloat16", "float16"]
     remat: bool
     quantize: Literal["none", "int8", "nf4"]
+    remat_policy: Remat | None = None
+    cache_dtype: CacheDtype | None = None
+    attention: Attention = "xla"
 
     def __post_init__(self):
         if not self.path:
             raise ValueError("path is empty; name a folder, a hub id or a model that the project ships")
+
+    @property
+    def recomputed(self) -> Remat:
+        """What the backward pass computes again, by name."""
+        return self.remat_policy or ("full" if self.remat else "none")
 
 
 @dataclasses.dataclass(frozen=True)

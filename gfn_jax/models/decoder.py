@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gfn_jax.models import layers as parts
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import KEPT, Attention, ModelConfig, Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
 from gfn_jax.models.partition import ROWS, TENSOR, constrain, parts_of, repeat_rows, split_rows
@@ -64,13 +66,20 @@ def init_params(key: jax.Array, config: ModelConfig, dtype=jnp.float32) -> Param
     return params
 
 
-def empty_cache(config: ModelConfig, rows: int, length: int, dtype=jnp.float32) -> KeyValues:
-    """Room for `length` tokens a row, none of them visible yet."""
+def empty_cache(config: ModelConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> KeyValues:
+    """Room for `length` tokens a row, none of them visible yet; int8 has a scale a token and head."""
     shape = (config.num_layers, rows, config.num_kv_heads, length, config.head_dim)
-    zeros = constrain(jnp.zeros(shape, dtype), None, ROWS)
+    kept = jax.eval_shape(lambda: parts.stored(jnp.zeros(shape), dtype))
+    zeros = jax.tree.map(lambda x: constrain(jnp.zeros(x.shape, x.dtype), None, ROWS), kept)
     return KeyValues(
         k=zeros, v=zeros, mask=jnp.zeros((rows, length), bool), positions=jnp.zeros((rows, length), jnp.int32)
     )
+
+
+def cached(seen: KeyValues, dtype: DTypeLike) -> KeyValues:
+    """Keys and values as a cache of that type holds them."""
+    k, v = jax.tree.map(lambda x: parts.stored(x, dtype), (seen.k, seen.v))
+    return dataclasses.replace(seen, k=k, v=v)
 
 
 def follow(tree: PyTree, parents: Int[Array, " B"], columns: Int[Array, ""] | int) -> PyTree:
@@ -85,16 +94,16 @@ def follow(tree: PyTree, parents: Int[Array, " B"], columns: Int[Array, ""] | in
     def copy(x: Any) -> Any:
         if not isinstance(x, KeyValues):
             return x[parents]
-        length = x.k.shape[3]
+        length = x.mask.shape[-1]
         width = min(COPIED_COLUMNS, length)
 
-        def piece(number: Array, room: tuple[Array, Array]) -> tuple[Array, Array]:
+        def piece(number: Array, room: PyTree) -> PyTree:
             begin = jnp.minimum(number * width, length - width)  # the last piece overlaps the one before it
             fresh = (begin + jnp.arange(width) >= number * width)[:, None]
-            old = [jax.lax.dynamic_slice_in_dim(part, begin, width, axis=3) for part in room]
-            new = [jnp.where(fresh, part[:, parents], part) for part in old]
-            k, v = (jax.lax.dynamic_update_slice_in_dim(*pair, begin, axis=3) for pair in zip(room, new, strict=True))
-            return k, v
+            old = jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, width, axis=3), room)
+            new = jax.tree.map(lambda part: jnp.where(fresh, part[:, parents], part), old)
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=begin, axis=3)
+            return jax.tree.map(write, room, new)
 
         k, v = jax.lax.fori_loop(0, -(-columns // width), piece, (x.k, x.v))
         return dataclasses.replace(x, k=k, v=v)
@@ -112,6 +121,7 @@ class _Context:
     column: Int[Array, ""] | int
     scale: float = struct.field(pytree_node=False)
     dropout_rate: float = struct.field(pytree_node=False)
+    attention: Attention = struct.field(pytree_node=False)
 
 
 def forward(
@@ -123,7 +133,7 @@ def forward(
     cache: KeyValues | None = None,
     column: Int[Array, ""] | int = 0,
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B S E"], KeyValues]:
     """Runs new tokens through the decoder.
 
@@ -137,7 +147,7 @@ def forward(
         cache: room for the row's own keys; the new ones are written from `column` on. None: own keys are the new ones.
         column: where to write in `cache`.
         dropout: a key and a rate for the adapter's inputs; None when sampling or evaluating.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: which of a layer's activations are computed again in the backward pass instead of being kept.
 
     Returns:
         The final hidden states after the last norm, and the rows' own keys and values (the updated cache).
@@ -176,10 +186,12 @@ def forward(
         column=column,
         scale=1.0 if lora is None else lora.scale,
         dropout_rate=0.0 if dropout is None else dropout[1],
+        attention=model.attention,
     )
     block: Callable[..., Any] = functools.partial(_block, config, context)
-    if remat:
-        block = jax.checkpoint(block, prevent_cse=False)
+    if remat != "none":
+        policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+        block = jax.checkpoint(block, prevent_cse=False, policy=policy)
     inputs = {
         "number": jnp.arange(config.num_layers),
         "weights": params["layers"],
@@ -204,7 +216,8 @@ def _block(config: ModelConfig, context: _Context, carry: tuple[Float[Array, "B 
     def project(name: str, x: Array) -> Array:
         index = list(config.projections).index(name)
         dropout = None if key is None else (jax.random.fold_in(key, index), context.dropout_rate)
-        return split_rows(parts.linear(weights[name], x, adapters.get(name), context.scale, dropout))
+        out = split_rows(parts.linear(weights[name], x, adapters.get(name), context.scale, dropout))
+        return checkpoint_name(out, name)
 
     def norm(name: str, x: Array) -> Array:
         return parts.norm(config, weights[name], x)
@@ -249,16 +262,17 @@ def _attention(config: ModelConfig, context: _Context, layer: dict[str, Any], ro
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if room is not None:
         place = (layer["number"], 0, 0, context.column, 0)
-        room = tuple(
-            jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), place)
-            for old, new in zip(room, (k, v), strict=True)
-        )
-        if room[0].shape[3] > parts.columns_at_once():
+        kind = jnp.int8 if isinstance(room[0], parts.Int8Vectors) else room[0].dtype
+        new = (parts.stored(k, kind), parts.stored(v, kind))
+        room = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new[None], place), room, new)
+        if visible[-1].shape[-1] > parts.columns_at_once():
             written = parts.Written(room[0], room[1], visible[-1], layer["number"], context.column + length)
             past = [(*keys, seen) for keys, seen in zip(layer["past"], visible[:-1], strict=True)]
             return parts.attend(config, q, past, written), room, None
-        k, v = (jax.lax.dynamic_index_in_dim(stack, layer["number"], keepdims=False) for stack in room)
+        k, v = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer["number"], keepdims=False), room)
     segments = [(*keys, seen) for keys, seen in zip([*layer["past"], (k, v)], visible, strict=True)]
+    if room is None and context.attention != "xla":
+        return parts.attend_joined(config, q, segments, context.attention), room, (k, v)
     return parts.attend(config, q, segments), room, (k, v) if room is None else None
 
 
@@ -267,7 +281,7 @@ def prefill(
     tokens: Tokens,
     past: tuple[KeyValues, ...] = (),
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "G S E"], KeyValues]:
     """Runs padded sequences causally, after what `past` holds; padding is invisible and takes no position.
 

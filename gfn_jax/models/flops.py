@@ -13,10 +13,17 @@ from gfn_jax.models.lora import LoraConfig
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Operations of one model, perhaps with an adapter."""
+    """Operations of one model, perhaps with an adapter.
+
+    Attributes:
+        model: its shape.
+        lora: the adapter's.
+        kept: projections whose outputs are at hand: nothing of them is computed but what goes into the adapter's B.
+    """
 
     model: ModelConfig
     lora: LoraConfig | None = None
+    kept: tuple[str, ...] = ()
 
     def _targets(self) -> dict[str, tuple[int, int]]:
         chosen = () if self.lora is None else self.lora.targets
@@ -24,9 +31,9 @@ class Flops:
 
     def token(self, backward: bool = False) -> int:
         """One token through all layers, attention to keys apart."""
-        base = sum(2 * i * o for i, o in self.model.projections.values())
+        base = sum(2 * i * o for name, (i, o) in self.model.projections.items() if name not in self.kept)
         rank = 0 if self.lora is None else self.lora.rank
-        adapter = sum(2 * rank * (i + o) for i, o in self._targets().values())
+        adapter = sum(2 * rank * (i + o * (name not in self.kept)) for name, (i, o) in self._targets().items())
         return self.model.num_layers * (base * (2 if backward else 1) + adapter * (3 if backward else 1))
 
     def attention(self, pairs: int, backward: bool = False) -> int:

@@ -4,8 +4,8 @@ import dataclasses
 
 from flax import struct
 
-from gfn_jax.models.config import ModelConfig
-from gfn_jax.models.lora import Lora
+from gfn_jax.models.config import Attention, ModelConfig
+from gfn_jax.models.lora import Lora, merge_lora
 from gfn_jax.types import Params
 
 
@@ -19,16 +19,30 @@ class LanguageModel:
         shape: of the decoder; static, part of what a program is compiled for.
         params: the weights, layers stacked on axis 0.
         adapter: LoRA beside them, or None.
+        attention: what attends where whole sequences are read (`config.BaseModelConfig`); static.
     """
 
     shape: ModelConfig = struct.field(pytree_node=False)
     params: Params
     adapter: Lora | None = None
+    attention: Attention = struct.field(pytree_node=False, default="xla")
 
     @property
     def base(self) -> "LanguageModel":
         """The same without its adapter."""
         return dataclasses.replace(self, adapter=None)
+
+    @property
+    def merged(self) -> "LanguageModel":
+        """The same with the adapter of the layers added into a copy of their kernels; that of the head stays beside it.
+
+        For a while in which nothing learns: one product a projection, where an adapter beside it takes three.
+        """
+        if self.adapter is None:
+            return self
+        head = None if self.adapter.head is None else dataclasses.replace(self.adapter, layers={})
+        params = merge_lora(self.shape, self.params, dataclasses.replace(self.adapter, head=None))
+        return dataclasses.replace(self, params=params, adapter=head)
 
     def adapted(self, adapter: Lora | None) -> "LanguageModel":
         """The same weights with that adapter instead."""

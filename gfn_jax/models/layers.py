@@ -9,14 +9,43 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int8 as Int8Codes
 
-from gfn_jax.models.config import ModelConfig, RopeScaling
+from gfn_jax.models.config import Attention, ModelConfig, RopeScaling
+from gfn_jax.models.partition import repeat_rows
 from gfn_jax.models.quantize import multiply
 from gfn_jax.types import Params
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row that may look at nothing yields no NaN
 COLUMNS_AT_ONCE = {"cpu": 32}  # of a cache that rows look at: so many lie in a core's own memory
 COLUMNS_AT_ONCE_ELSEWHERE = 512  # where the host is asked whether a loop goes on
+
+
+@struct.dataclass
+class Int8Vectors:
+    """Keys or values in a byte a number: of every token and head s c, with c in -127..127 and s = max |x| / 127."""
+
+    codes: Int8Codes[Array, "*L G K Z D"]
+    scale: Float[Array, "*L G K Z 1"]
+
+
+Vectors = Float[Array, "*L G K Z D"] | Int8Vectors
+
+
+def stored(x: Float[Array, "*L G K Z D"], dtype: DTypeLike) -> Vectors:
+    """Keys or values as a cache of that type holds them."""
+    if jnp.dtype(dtype) != jnp.int8:
+        return x.astype(dtype)
+    x = x.astype(jnp.float32)
+    scale = jnp.abs(x).max(-1, keepdims=True) / 127
+    return Int8Vectors(codes=jnp.round(x / jnp.where(scale == 0, 1.0, scale)).astype(jnp.int8), scale=scale)
+
+
+def restored(x: Vectors, dtype: DTypeLike) -> Float[Array, "*L G K Z D"]:
+    """What a cache holds, to be multiplied with numbers of that type: coarser ones are widened, finer ones stay."""
+    if isinstance(x, Int8Vectors):
+        return (x.codes * x.scale).astype(dtype)
+    return x.astype(jnp.promote_types(x.dtype, dtype))
 
 
 @struct.dataclass
@@ -29,8 +58,8 @@ class KeyValues:
     in the order of the tokens would be turned around at every step.
     """
 
-    k: Float[Array, "*L G K S D"]
-    v: Float[Array, "*L G K S D"]
+    k: Vectors
+    v: Vectors
     mask: Bool[Array, "G *n S"]
     positions: Int[Array, "G S"]
 
@@ -116,8 +145,8 @@ class Written:
     `visible` is over the whole cache; what lies at or behind `columns` is not written, and seen by nobody.
     """
 
-    k: Float[Array, "L B K Z D"]
-    v: Float[Array, "L B K Z D"]
+    k: Vectors
+    v: Vectors
     visible: Bool[Array, "*visible"]
     layer: Int[Array, ""]
     columns: Int[Array, ""] | int
@@ -128,7 +157,7 @@ def columns_at_once() -> int:
     return COLUMNS_AT_ONCE.get(jax.default_backend(), COLUMNS_AT_ONCE_ELSEWHERE)
 
 
-Segment = tuple[Float[Array, "G K Z D"], Float[Array, "G K Z D"], Bool[Array, "*visible"]]
+Segment = tuple[Vectors, Vectors, Bool[Array, "*visible"]]
 
 
 def attend(
@@ -145,7 +174,8 @@ def attend(
     scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
     query = (query * jnp.asarray(scale, query.dtype)).reshape(rows, length, kv_heads, heads // kv_heads, dim)
 
-    def scores_of(keys: Float[Array, "G K Z D"], visible: Bool[Array, "*visible"]) -> Float[Array, "B K R S Z"]:
+    def scores_of(keys: Vectors, visible: Bool[Array, "*visible"]) -> Float[Array, "B K R S Z"]:
+        keys = restored(keys, query.dtype)
         groups = keys.shape[0]
         grouped = query.reshape(groups, rows // groups, *query.shape[1:])
         score = jnp.einsum("gnskrd,gkzd->gnkrsz", grouped, keys, preferred_element_type=jnp.float32)
@@ -154,7 +184,8 @@ def attend(
         score = jnp.where(visible[:, :, None, None], score, NEGATIVE)
         return score.reshape(rows, *score.shape[2:])
 
-    def mix(weight: Float[Array, "B K R S Z"], values: Float[Array, "G K Z D"]) -> Float[Array, "B S K R D"]:
+    def mix(weight: Float[Array, "B K R S Z"], values: Vectors) -> Float[Array, "B S K R D"]:
+        values = restored(values, query.dtype)
         groups = values.shape[0]
         weight = weight.astype(values.dtype).reshape(groups, rows // groups, *weight.shape[1:])
         part = jnp.einsum("gnkrsz,gkzd->gnskrd", weight, values, preferred_element_type=jnp.float32)
@@ -170,13 +201,17 @@ def attend(
             weight = jnp.exp(score - top[..., None])
             total, mixed = total + weight.sum(-1), mixed + mix(weight, values)
     if written is not None:
-        room, size = written.k.shape[3], columns_at_once()
+        room, size = written.visible.shape[-1], columns_at_once()
 
         def piece(number: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             top, total, mixed = sums
             begin = jnp.minimum(number * size, room - size)  # the last piece overlaps the one before it
-            place, cut = (written.layer, 0, 0, begin, 0), (1, rows, kv_heads, size, dim)
-            keys, values = (jax.lax.dynamic_slice(x, place, cut)[0] for x in (written.k, written.v))
+            place = (written.layer, 0, 0, begin, 0)
+
+            def cut(x: Array) -> Array:
+                return jax.lax.dynamic_slice(x, place, (1, rows, kv_heads, size, x.shape[-1]))[0]
+
+            keys, values = jax.tree.map(cut, (written.k, written.v))
             visible = jax.lax.dynamic_slice_in_dim(written.visible, begin, size, axis=-1)
             score = scores_of(keys, visible & (begin + jnp.arange(size) >= number * size))
             higher = jnp.maximum(top, score.max(-1))
@@ -187,6 +222,36 @@ def attend(
         top, total, mixed = jax.lax.fori_loop(0, -(-written.columns // size), piece, (top, total, mixed))
     out = mixed / jnp.moveaxis(total, 3, 1)[..., None]
     return out.reshape(rows, length, heads, dim).astype(query.dtype)
+
+
+def attend_joined(
+    config: ModelConfig, query: Float[Array, "B S H D"], segments: list[Segment], kernel: Attention
+) -> Float[Array, "B S H D"]:
+    """`attend` by `jax.nn.dot_product_attention`, over the segments one behind the other, copied for every row.
+
+    cuDNN's kernel holds no scores (Dao et al. 2022, arXiv:2205.14135). With a mask it learns from even numbers of
+    queries and keys alone, so one of each is added where need be. It knows no soft cap. Tested with `kernel` xla, jax's
+    own plain products: cudnn itself, which needs an NVIDIA GPU, was never run.
+    """
+    rows, length = query.shape[:2]
+
+    def whole(x: Vectors) -> Float[Array, "B Z K D"]:
+        x = restored(x, query.dtype)
+        return jnp.swapaxes(repeat_rows(x, rows // len(x)), 1, 2)
+
+    def each(keys: Vectors, visible: Bool[Array, "*visible"]) -> Bool[Array, "B 1 S Z"]:
+        groups, width = jax.tree.leaves(keys)[0].shape[0], visible.shape[-1]
+        return jnp.broadcast_to(visible, (groups, rows // groups, length, width)).reshape(rows, 1, length, width)
+
+    keys, values = (jnp.concatenate([whole(segment[part]) for segment in segments], axis=1) for part in (0, 1))
+    visible = jnp.concatenate([each(keys, seen) for keys, _, seen in segments], axis=-1)
+    more, further = length % 2, keys.shape[1] % 2
+    keys, values = (jnp.pad(x, ((0, 0), (0, further), (0, 0), (0, 0))) for x in (keys, values))
+    visible = jnp.pad(visible, ((0, 0), (0, 0), (0, more), (0, further)))
+    query = jnp.pad(query, ((0, 0), (0, more), (0, 0), (0, 0)))
+    scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+    out = jax.nn.dot_product_attention(query, keys, values, mask=visible, scale=scale, implementation=kernel)
+    return out[:, :length]
 
 
 def activate(config: ModelConfig, x: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -86,6 +86,19 @@ def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig, dtype=jnp.f
     return Lora(layers=layers, head=head, scale=lora.scale)
 
 
+def merging_pays(params: Params, lora: Lora, tokens: int) -> bool:
+    """Whether so many tokens are read with fewer operations once W + scale A B is made of the layers' kernels.
+
+    Made, it costs r I O products a kernel; left alone, r (I + O) a token, in thin products besides. Of float32 kernels
+    only: rounded to bfloat16, W + scale A B would be W where the adapter is small, and nothing is added to codes.
+    """
+    kernels = [params["layers"][name]["kernel"] for name in lora.layers]
+    if is_quantized(params) or not kernels or any(kernel.dtype != jnp.float32 for kernel in kernels):
+        return False
+    sizes = [kernel.shape[-2:] for kernel in kernels]
+    return sum(i * o for i, o in sizes) <= tokens * sum(i + o for i, o in sizes)
+
+
 def merge_lora(config: ModelConfig, params: Params, lora: Lora) -> Params:
     """The base with the adapter added in: the same model without one.
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
+from gfn_jax.models.config import Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.types import Tokens, Weighted
 
@@ -14,7 +15,7 @@ def next_token_loss(
     documents: Tokens,
     loss_mask: Bool[Array, "B S"],
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> Weighted:
     """- sum of log p(x_i | x_<i) over the tokens that count, in nats, and how many they are.
 
@@ -23,7 +24,7 @@ def next_token_loss(
         documents: [B, S], padded on either side.
         loss_mask: the tokens that count; a row's first never does.
         dropout: a key and a rate for the adapter's inputs, or None.
-        remat: recompute activations in the backward pass.
+        remat: which activations the backward pass computes again.
     """
     hidden, _ = decoder.prefill(model, documents, dropout=dropout, remat=remat)
     head = decoder.select_head(model)

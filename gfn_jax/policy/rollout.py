@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import NEGATIVE, KeyValues
+from gfn_jax.models.lora import merging_pays
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.columns import as_rollout, empty_columns, next_column, once, read_token
 from gfn_jax.policy.constraint import Rules
@@ -95,8 +97,11 @@ def rollout(
     behavior: Behavior,
     key: jax.Array,
     narrow: Narrow | None = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
     """Samples B = Q * N completions, N for each of the Q prompts (rows of a prompt adjacent).
+
+    Where that pays (`lora.merging_pays`) they are read with the adapter merged into a copy of the layers' kernels.
 
     Args:
         model: the policy.
@@ -105,8 +110,14 @@ def rollout(
         behavior: how the B rows choose.
         key: randomness of this call; column t uses `fold_in(key, t)`.
         narrow: leaves tokens out; `log_behavior` is then over those that it keeps.
+        cache_dtype: of keys and values while sampling, the prompts' too; None for the model's own. With a coarser one
+            the policy that is drawn from, whose log-probabilities `log_behavior` are, is a little off that of `score`.
     """
-    return complete(model, decoder.prefill(model, prompt), rules, behavior, key, narrow)
+    tokens = len(behavior.temperature) * (rules.constraint.horizon - 1)
+    if model.adapter is not None and merging_pays(model.params, model.adapter, tokens):
+        model = model.merged
+    read = decoder.prefill(model, prompt)
+    return complete(model, read, rules, behavior, key, narrow, cache_dtype=cache_dtype)
 
 
 def complete(
@@ -117,6 +128,7 @@ def complete(
     key: jax.Array,
     narrow: Narrow | None = None,
     given: tuple[Int[Array, "B T"], Int[Array, " B"]] | None = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> Rollout:
     """A `rollout` of prompts that the policy has read: `read` is what `decoder.prefill(model, prompt)` gave.
 
@@ -132,7 +144,9 @@ def complete(
     hidden = repeat_rows(hidden[:, -1], rows // queries)
     start = decoder.past_length((shared,), rows)
     head = decoder.select_head(model, constraint.columns)
-    cache = decoder.empty_cache(model.shape, rows, horizon - 1, hidden.dtype)
+    cache_dtype = cache_dtype or hidden.dtype
+    shared = decoder.cached(shared, cache_dtype)
+    cache = decoder.empty_cache(model.shape, rows, horizon - 1, cache_dtype)
 
     def decide(t, hidden, tool, done):
         forced = environment.forced(tool)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gfn_jax.models import decoder
+from gfn_jax.models.config import Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.partition import repeat_rows
 from gfn_jax.policy.constraint import Rules, masked_log_probs
@@ -21,7 +22,7 @@ def score(
     rollout: Rollout,
     rules: Rules,
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> PolicyScores:
     """The first of `score_states`."""
     return score_states(model, prompt, rollout, rules, dropout, remat)[0]
@@ -33,7 +34,7 @@ def score_states(
     rollout: Rollout,
     rules: Rules,
     dropout: tuple[jax.Array, float] | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[PolicyScores, Float[Array, "B T E"]]:
     """Scores B = Q * N completions against their Q prompts.
 
@@ -43,7 +44,7 @@ def score_states(
         rollout: the completions; rows of a prompt adjacent.
         rules: those they were sampled under.
         dropout: a key and a rate for the adapter's inputs, or None.
-        remat: recompute activations in the backward pass.
+        remat: which activations the backward pass computes again.
 
     Returns:
         `log_pf` where `action_mask` holds and `log_pterm` where `state_mask` holds, zero elsewhere, float32; and the

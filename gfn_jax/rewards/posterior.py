@@ -221,6 +221,8 @@ def rest_log_probs(
     ids, mask = repeat_rows(answer.ids, prefixes), repeat_rows(answer.mask, prefixes)
     begin = (start[:, None] + lengths).reshape(-1, 1)
     width = ids.shape[1] - 1
+    # A row a prefix: the prompt's keys would be copied for each.
+    model = dataclasses.replace(model, attention="xla")
     hidden, _ = decoder.forward(model, ids[:, :-1], begin + jnp.arange(width), causal(width), past)
     log_probs = token_log_probs(head, hidden, ids[:, 1:, None])[..., 0]
     return jnp.where(mask[:, 1:], log_probs, 0.0).sum(-1).reshape(rows, prefixes)

@@ -24,7 +24,7 @@ from gfn_jax.algorithms.on_task import OnPolicy
 from gfn_jax.algorithms.sft import SupervisedFinetuning
 from gfn_jax.evaluation.scoring import padded
 from gfn_jax.interfaces import Environment
-from gfn_jax.models.config import ModelConfig
+from gfn_jax.models.config import KEPT, ModelConfig
 from gfn_jax.models.flops import (
     Flops,
     StepShape,
@@ -183,17 +183,20 @@ def step_flops(algorithm: Any, model: ModelConfig, shape: StepShape, reward_pass
         }
         sampled = {part: count // algorithm.updates for part, count in sampled.items() if count}
     parts = {**sampled, "score, update": score_flops(policy, learnt)}
-    if algorithm.given.remat:  # the layers once more, the head not
-        parts["recomputed"] = rollout_flops(policy, dataclasses.replace(learnt, allowed=0))
+    if algorithm.given.remat != "none":  # the layers once more, the head not
+        again = dataclasses.replace(policy, kept=KEPT[algorithm.given.remat])
+        parts["recomputed"] = rollout_flops(again, dataclasses.replace(learnt, allowed=0))
     return parts
 
 
 def supervised_flops(algorithm: SupervisedFinetuning, policy: Flops, shape: StepShape) -> dict[str, int]:
     """Of demonstrations, each row with a prompt of its own; of whole texts over the whole vocabulary."""
     rows = dataclasses.replace(shape, queries=shape.rows, samples=1)
-    learnt, again = score_flops(policy, rows), rollout_flops(policy, dataclasses.replace(rows, allowed=0))
+    remat = algorithm.given.remat
+    other = dataclasses.replace(policy, kept=KEPT.get(remat, ()))
+    learnt, again = score_flops(policy, rows), rollout_flops(other, dataclasses.replace(rows, allowed=0))
     if algorithm.config.learn != "completion":
         length = shape.prompt + shape.horizon + shape.answer
         learnt = text_flops(policy, shape.rows, length, backward=True)
-        again = text_flops(policy, shape.rows, length, head=False)
-    return {"score, update": learnt, **({"recomputed": again} if algorithm.given.remat else {})}
+        again = text_flops(other, shape.rows, length, head=False)
+    return {"score, update": learnt, **({} if remat == "none" else {"recomputed": again})}

@@ -48,6 +48,8 @@ from gfn_jax.training.mesh import MeshConfig
 from gfn_jax.training.optimizer import OptimizerConfig
 from gfn_jax.worlds.corpora import CorpusKind, corpus_kind
 
+# Keys of `model` that came after runs had been described: a config without one means this, and so does a description.
+LATER: Mapping[str, Any] = {"remat_policy": None, "cache_dtype": None, "attention": "xla"}
 UNKNOWN_STEPS = LARGEST_INT  # of so many epochs of texts that are not read yet
 
 
@@ -300,7 +302,7 @@ def read_policy_run(config: ml_collections.ConfigDict, given: Collection[str] = 
         raise ValueError(f"start is given, and the runs of {several} begin with fresh adapters: leave it out")
     return PolicyRun(
         values=values,
-        model=section(BaseModelConfig, config, "model"),
+        model=read_model(config),
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
         method=method,
@@ -325,7 +327,7 @@ def described_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     One that begins as the base and samples for itself is described as it was before there was anything else; of
     samplers, the staleness counts, and not how many there are, nor where.
     """
-    found = described(config)
+    found = described_training(config)
     if found["start"] is None:
         del found["start"]
     if found["asynchronous"]["samplers"]:
@@ -333,6 +335,19 @@ def described_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     else:
         del found["asynchronous"]
     return found
+
+
+def described_training(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What any run on a base depends on, without the keys of `model` that are `LATER` and as they were before."""
+    found = described(config)
+    found["model"] = {key: value for key, value in found["model"].items() if key not in LATER or value != LATER[key]}
+    return found
+
+
+def read_model(config: ml_collections.ConfigDict, **fixed: Any) -> BaseModelConfig:
+    """The base's section; it need not have the keys that are `LATER`, and may not have those that are `fixed`."""
+    later = {key: value for key, value in LATER.items() if key not in fixed}
+    return checked(BaseModelConfig, {**later, **values_of(config, "model")}, "model.", **fixed)
 
 
 def read_task(config: ml_collections.ConfigDict, entry: TaskEntry) -> Any:
@@ -452,11 +467,11 @@ def read_finetuning(config: ml_collections.ConfigDict) -> Finetuning:
     steps = values.steps or UNKNOWN_STEPS
     return Finetuning(
         values=values,
-        model=section(BaseModelConfig, config, "model", quantize="none"),
+        model=read_model(config, quantize="none", cache_dtype=None, attention="xla"),
         mesh=section(MeshConfig, config, "mesh"),
         lora=section(LoraConfig, config, "lora"),
         data=section(TextConfig, config, "data"),
         optimizer=section(OptimizerConfig, config, "optimizer", total_steps=steps),
         evaluation=section(PerplexityConfig, config, "evaluation"),
-        described=described(config),
+        described=described_training(config),
     )

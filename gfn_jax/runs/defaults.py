@@ -26,7 +26,15 @@ def policy_config(task: str) -> ml_collections.ConfigDict:
     config.save_every = 100
     config.tensorboard = True
     config.wandb = ml_collections.config_dict.placeholder(str)
-    config.model = {"path": "", "dtype": "float32", "remat": False, "quantize": "none"}
+    config.model = {
+        "path": "",
+        "dtype": "float32",
+        "remat": False,
+        "quantize": "none",
+        "remat_policy": ml_collections.config_dict.placeholder(str),
+        "cache_dtype": ml_collections.config_dict.placeholder(str),
+        "attention": "xla",
+    }
     config.data = {"path": ml_collections.config_dict.placeholder(str)}
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.lora = {

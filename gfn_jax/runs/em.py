@@ -215,7 +215,7 @@ def adapter_run(
     key = jax.random.key(config.values.seed)
     order = epoch_order(jax.random.fold_in(key, ORDER), len(documents.ids), em.batch, em.steps)
     corpus = Corpus(documents, jnp.asarray(loss_mask), order, jax.random.fold_in(key, DROPOUT), base)
-    algorithm = LanguageModeling(base.shape, config.lora, remat=config.model.remat)
+    algorithm = LanguageModeling(base.shape, config.lora, remat=config.model.recomputed)
     optimizer = make_optimizer(m_step_optimizer(config.optimizer, em))
     state = init_state(algorithm, optimizer, jax.random.fold_in(key, ADAPTER), corpus)
     digest, mesh = config_digest(config.described), meshes.make_mesh(config.mesh)

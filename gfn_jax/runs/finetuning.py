@@ -161,7 +161,7 @@ def finetuning_algorithm(
         model,
         micro_batches=values.micro_batches,
         lora=config.lora if values.mode == "lora" else None,
-        remat=config.model.remat,
+        remat=config.model.recomputed,
         dtype=jnp.dtype(config.model.dtype),
     )
 

@@ -32,7 +32,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "report": config["report"],
         "data.path": config["data"]["path"],
-        **{f"model.{key}": value for key, value in config["model"].items() if key != "remat"},
+        **{f"model.{key}": value for key, value in config["model"].items() if key not in ("remat", "remat_policy")},
         "lora.targets": tuple(config["lora"]["targets"]),
         **{key: value for key, value in own.items() if key not in left_out},
         **{f"evaluation.{key}": value for key, value in config["evaluation"].items() if key not in BESIDE},

@@ -97,6 +97,10 @@ def test_a_mesh_that_is_not_here(monkeypatch):
     assert kernels < several.sent["rollout"]["all-gather"] < 1.1 * kernels
     assert several.sent["rollout"].keys() == {"all-gather"}
     assert several.sent["score, update"]["all-reduce"] > several.adapter_bytes
+    bytes_a_head = dry_run.estimate(config_of("paper", "--config.model.cache_dtype=int8")).memory
+    for cache in ("rollout cache", "prompt cache"):
+        assert bytes_a_head[cache] / one[cache] == pytest.approx((256 + 4) / 512, rel=0.01)
+    assert bytes_a_head["reward cache"] == one["reward cache"]
     halves = config_of("paper", "--config.model.quantize=nf4")
     assert 0.27 < dry_run.estimate(halves).memory["base"] / one["base"] < 0.35
 
@@ -115,10 +119,15 @@ def test_remat_keeps_less():
     algorithm = parts.algorithm
     constants, state = initial(run, parts, LanguageModel(*load_model(model_folder("tiny-arithmetic"))))
     without = dry_run.kept_for_backward(algorithm, constants, state)
-    remat = dry_run.kept_for_backward(given_other(algorithm, remat=True), constants, state)
-    inputs = model.num_layers * (2 * 13 + 12 * 20) * model.width * 4
-    assert inputs < remat < without / 3
-    assert remat < real(constants.base)  # what was given does not count: the base alone is more
+    full, some, dots = (
+        dry_run.kept_for_backward(given_other(algorithm, remat=name), constants, state)
+        for name in ("full", "dots_except_mlp", "dots")
+    )
+    tokens = model.num_layers * (2 * 13 + 12 * 20) * 4
+    assert some - full == tokens * 4 * model.width  # q, k, v and o
+    assert dots - some == tokens * 2 * model.mlp_width  # gate and up: what comes out of down is only added
+    assert tokens * model.width < full < without / 3
+    assert full < real(constants.base)  # what was given does not count: the base alone is more
     assert without > jnp.dtype(jnp.float32).itemsize * model.num_layers * 12 * 20 * model.mlp_width
 
 
@@ -129,6 +138,12 @@ def test_what_is_not_known_is_said(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)  # which would try for half a minute
     with pytest.raises(ValueError, match=r"no/such-model is no folder .* shapes are known of EleutherAI/pythia"):
         dry_run.estimate(config_of("paper", "--config.model.path=no/such-model"))
+    with pytest.raises(
+        ValueError, match=r"remat_policy is 'most'; it must be one of none, dots, dots_except_mlp, full or"
+    ):
+        dry_run.estimate(config_of("paper", "--config.model.remat_policy=most"))
+    with pytest.raises(ValueError, match=r"cache_dtype is 'int4'; it must be one of bfloat16, int8 or unset"):
+        dry_run.estimate(config_of("paper", "--config.model.cache_dtype=int4"))
     with pytest.raises(ValueError, match=r"model\.quantize is 'int3'; it must be one of none, int8, nf4"):
         dry_run.estimate(config_of("paper", "--config.model.quantize=int3"))
 

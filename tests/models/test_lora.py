@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,8 @@ from tiny_worlds import TARGETS, left_padded, random_ids, random_lora, random_pa
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder, layers
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.lora import LoraConfig, init_lora, merge_lora
+from gfn_jax.models.lora import LoraConfig, init_lora, merge_lora, merging_pays
+from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.policy.score import score
@@ -108,6 +110,34 @@ def test_a_merged_adapter_is_the_adapter():
     merged = merge_lora(CONFIG, PARAMS, lora)
     np.testing.assert_allclose(outputs(merged, None), outputs(PARAMS, lora), rtol=1e-3, atol=2e-3)
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
+
+
+def test_a_model_merges_the_layers_and_keeps_the_heads_adapter_beside_it():
+    tied = tiny(tied_head=True)
+    policy = LanguageModel(tied, random_params(tied), random_lora(tied))
+
+    @jax.jit
+    def read(model):
+        return decoder.logits(decoder.select_head(model), decoder.prefill(model, TOKENS)[0])
+
+    merged = policy.merged
+    assert not merged.adapter.layers
+    assert merged.adapter.head is policy.adapter.head
+    np.testing.assert_allclose(read(merged), read(policy), rtol=1e-3, atol=2e-3)
+    assert np.abs(read(merged) - read(policy.base)).max() > 0.1
+    assert policy.base.merged.params is policy.params
+
+
+def test_merging_pays_where_float32_kernels_are_read_often_enough():
+    lora = init_lora(jax.random.key(0), CONFIG, LoraConfig(3, 6, ("q", "down", "head")))
+    (i, o), (j, p) = CONFIG.projections["q"], CONFIG.projections["down"]
+    enough = -(-(i * o + j * p) // (i + o + j + p))
+    assert merging_pays(PARAMS, lora, enough)
+    assert not merging_pays(PARAMS, lora, enough - 1)
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    assert not merging_pays(halves, lora, 10 * enough)
+    assert not merging_pays(quantize_params(PARAMS, "int8"), lora, 10 * enough)
+    assert not merging_pays(PARAMS, dataclasses.replace(lora, layers={}), 10 * enough)
 
 
 def test_what_an_adapter_cannot_be_is_refused():

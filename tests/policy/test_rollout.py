@@ -11,6 +11,7 @@ from tiny_worlds import all_sequences, calculator_world, left_padded, random_lor
 from gfn_jax.environments import NoTool
 from gfn_jax.models import layers
 from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.policy import rollout as rollouts
 from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, choose, rollout
 from gfn_jax.policy.score import score
@@ -89,6 +90,22 @@ def test_log_behavior_is_what_score_says(on_policy):
     scored = scores(PARAMS, LORA, PROMPT, on_policy, WORLD)
     np.testing.assert_allclose(scored.log_pf, on_policy.log_behavior, atol=2e-5)
     assert (np.asarray(on_policy.log_behavior)[np.asarray(on_policy.action_mask)] < 0).sum() > ROWS
+
+
+def test_a_merged_adapter_draws_the_same(monkeypatch):
+    policy = LanguageModel(CONFIG, PARAMS, LORA)
+    key, behavior, asked = jax.random.key(3), Behavior.at(1.0, 64), []
+
+    def drawn(answer):
+        monkeypatch.setattr(rollouts, "merging_pays", lambda params, lora, tokens: asked.append(tokens) or answer)
+        return jax.jit(lambda policy: rollout(policy, PROMPT, Rules(WORLD, NoTool()), behavior, key))(policy)
+
+    merged, beside = drawn(True), drawn(False)
+    assert asked == [64 * LONGEST] * 2
+    np.testing.assert_array_equal(merged.completion, beside.completion)
+    np.testing.assert_allclose(merged.log_behavior, beside.log_behavior, atol=1e-5)
+    scored = scores(PARAMS, LORA, PROMPT, merged, WORLD)
+    np.testing.assert_allclose(scored.log_pf, merged.log_behavior, atol=1e-5)
 
 
 def test_tempered_and_mixed_samples_follow_the_log_probabilities_they_report():

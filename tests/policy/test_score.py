@@ -32,7 +32,7 @@ def forced(constraint):
 
 
 @functools.partial(jax.jit, static_argnames=("rate", "remat"))
-def jitted(params, prompt, lora, rollout, constraint, key=None, rate=0.0, remat=False):
+def jitted(params, prompt, lora, rollout, constraint, key=None, rate=0.0, remat="none"):
     dropout = None if key is None else (key, rate)
     return score(
         LanguageModel(CONFIG, params, lora), prompt, rollout, Rules(constraint, NoTool()), dropout=dropout, remat=remat
@@ -109,7 +109,7 @@ def test_an_empty_replay_row_scores_zero():
         assert not np.asarray(value).any()
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_gradient_is_finite_and_reaches_every_part_of_the_adapter(remat):
     def loss(lora):
         out = scores(lora, forced(SOME), SOME, remat=remat)

@@ -202,7 +202,7 @@ def test_budgets_add_up_or_are_not_known():
 
 def test_supervised_rows_have_a_prompt_each():
     given = dataclasses.make_dataclass("Given", ["lora", "remat"])(
-        LoraConfig(rank=2, alpha=2.0, targets=TARGETS), False
+        LoraConfig(rank=2, alpha=2.0, targets=TARGETS), "none"
     )
     shape, counted = StepShape(2, 4, 5, 6, 3, 0, 7, 9), Flops(tiny(), given.lora)
     for learn, want in {

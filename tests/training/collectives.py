@@ -1,4 +1,5 @@
-"""Run in a process that shows eight devices: what one training step sends between them, on a mesh named on the line.
+"""Run in a process that shows eight devices: what one training step sends between them, on a mesh named on the line,
+with the remat policy named behind it.
 
 Prints JSON: `sent`, one entry a collective operation of the compiled step (`training.collectives.Collective`); bytes of
 memory a device, `planned` by the dry run and `taken` by the compiled step; and bytes that a device sends by kind of
@@ -19,6 +20,7 @@ from gfn_jax.algorithms.gflownet import GFlowNet
 from gfn_jax.commands import dry_run, interconnect
 from gfn_jax.environments import NoTool
 from gfn_jax.models import decoder
+from gfn_jax.models.config import Remat
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
@@ -36,7 +38,7 @@ LORA = LoraConfig(3, 6, ("q", "k", "v", "o", "gate", "up", "down", "head"))
 QUERIES, SAMPLES, REPLAYED, HORIZON, CAPACITY, ALLOWED = 16, 4, 1, 17, 5, 24
 
 
-def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stages.Compiled, int, dict[str, float]]:
+def compile_step(mesh: jax.sharding.Mesh, remat: Remat = "none") -> tuple[jax.stages.Compiled, int, dict[str, float]]:
     """The step of a small world with an answer after every prefix; nothing is computed.
 
     Returns:
@@ -72,7 +74,7 @@ def compile_step(mesh: jax.sharding.Mesh, remat: bool = False) -> tuple[jax.stag
     shape = dry_run.step_shape(algorithm, shapes[1])
     planned = dry_run.memory(algorithm, shapes[1], shapes[0], shape, jnp.dtype(jnp.float32), mesh.abstract_mesh)
     sent = interconnect.sent(algorithm, shapes[1], shapes[0], shape, 1, mesh.abstract_mesh)
-    if not remat:
+    if remat == "none":
         del sent["recomputed"]
     return jitted.lower(state, constants).compile(), sum(planned.values()), interconnect.total(*sent.values())
 
@@ -81,7 +83,7 @@ if __name__ == "__main__":
     decoder.VOCABULARY_BLOCK = 16  # several blocks even here
     MESH = meshes.make_mesh(meshes.MeshConfig(*map(int, sys.argv[1].split("x"))))
     with jax.set_mesh(MESH):
-        compiled, planned, planned_sent = compile_step(MESH, remat="remat" in sys.argv)
+        compiled, planned, planned_sent = compile_step(MESH, remat=sys.argv[2] if sys.argv[2:] else "none")
     memory = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     found = collectives.collectives(compiled.as_text(), MESH.size, loops=(HORIZON - 2,))  # tokens that are read

@@ -99,7 +99,7 @@ def test_rows_stay_and_weights_come_once_a_pass(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("remat",)])
+@pytest.mark.parametrize("words", [(), ("full",), ("dots",), ("dots_except_mlp",)])
 def test_memory_is_as_planned_on_one_device(words):
     compiled = compiled_on("1x1x1", *words)
     assert compiled["planned"] == pytest.approx(compiled["taken"], rel=0.2)
