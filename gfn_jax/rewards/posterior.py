@@ -28,7 +28,7 @@ from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
 
 LONGEST_AT_ONCE = 32  # tokens of Z that are read in one pass; of more, those that some row has
 PIECE = 16  # tokens of Z that are then read at a time
-ANSWER_TOKENS = 1024  # of Y that a device reads at a time, at least; fewer are read behind all prefixes at once
+ANSWER_TOKENS = 1024  # of Y that a device reads at a time, about; no more are read behind all prefixes at once
 
 
 @struct.dataclass
@@ -220,7 +220,9 @@ def up_to(own: KeyValues, lengths: Int[Array, "*B k"]) -> KeyValues:
 
 def prefixes_at_once(rows: int, horizon: int, answer: int) -> int:
     """Behind how many prefixes of a row Y is read at a time: of `rows` on a device, Y having `answer` tokens."""
-    return min(horizon, -(-ANSWER_TOKENS // max(1, rows * (answer - 1))))
+    least = -(-ANSWER_TOKENS // max(1, rows * (answer - 1)))
+    pieces = -(-horizon // least)
+    return -(-horizon // pieces)
 
 
 def where_asked(

@@ -93,6 +93,14 @@ def test_the_packed_pass_equals_one_pass_per_prefix(name, pieces, monkeypatch):
     assert np.ptp(np.asarray(packed)[0]) > 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "horizon", "answer", "at_once"),
+    [(64, 21, 6, 4), (16, 18, 6, 9), (4, 20, 6, 20), (8, 5, 1, 5), (0, 5, 3, 5)],
+)
+def test_pieces_are_about_as_large_as_each_other(rows, horizon, answer, at_once):
+    assert posterior.prefixes_at_once(rows, horizon, answer) == at_once
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_answers_are_read_behind_prefixes_that_may_be_completions_and_no_others(at_once, monkeypatch):
     """As many as the row with the most has: 3 here, of 5."""
