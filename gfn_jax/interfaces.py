@@ -37,7 +37,7 @@ class Reward(Protocol):
         """What is constant for the run (a few-shot context's KV cache, a table); made once, on device."""
 
     def log_reward(self, model: LanguageModel, prepared: PyTree, query: Query, rollout: Rollout) -> Float[Array, "B T"]:
-        """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds."""
+        """Log R(z_1:t stop) for every t; finite wherever `rollout.state_mask` holds, and read nowhere else."""
 
 
 @runtime_checkable

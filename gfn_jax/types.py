@@ -9,6 +9,7 @@ State t is the state in which token t is chosen, so everything about states and 
 All log quantities are natural logarithms (nats) in float32.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -63,6 +64,10 @@ class Rollout:
     def stop(self) -> Bool[Array, "B T"]:
         """Where the policy ended Z: one column of a row that has ended, none of another."""
         return self.action_mask & ~self.token_mask
+
+    def stopping(self) -> "Rollout":
+        """The same completions for a reward that is asked for where they ended, and nowhere else."""
+        return dataclasses.replace(self, state_mask=self.stop)
 
 
 @struct.dataclass

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float
 
 from gfn_jax.algorithms.entry import Ingredients
 from gfn_jax.algorithms.gflownet import ALGORITHM, GFlowNet
@@ -22,6 +23,7 @@ from gfn_jax.objectives import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.policy.rollout import Behavior, rollout
 from gfn_jax.rewards import PosteriorReward, sequential_log_reward
+from gfn_jax.rewards.posterior import Context
 from gfn_jax.runs.budget import step_flops, step_shape
 from gfn_jax.runs.config import read_sampling
 from gfn_jax.runs.defaults import policy_config
@@ -40,7 +42,7 @@ from gfn_jax.training.mesh import (
     shardings,
 )
 from gfn_jax.training.step import init_state, make_step
-from gfn_jax.types import Collected, Keys, Query, Sampled, Tokens, TrainState
+from gfn_jax.types import Collected, Keys, Query, Rollout, Sampled, Tokens, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,18 @@ class Ready:
     policy: LanguageModel
 
 
+@dataclasses.dataclass(frozen=True)
+class EveryPrefix(PosteriorReward):
+    """The reward with an answer behind every prefix: the timed completions may stop in their last state alone."""
+
+    def log_reward(
+        self, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
+    ) -> Float[Array, "B T"]:
+        """As if any prefix were a completion."""
+        every = jnp.ones(rollout.state_mask.shape, bool)
+        return super().log_reward(model, prepared, query, dataclasses.replace(rollout, state_mask=every))
+
+
 def ready(config: ml_collections.ConfigDict) -> Ready:
     """What a config describes.
 
@@ -93,7 +107,7 @@ def ready(config: ml_collections.ConfigDict) -> Ready:
         context=tokens(config.queries, config.context),
         answer=tokens(config.queries, config.answer),
     )
-    reward = PosteriorReward(demonstrations=tokens(1, config.few_shot) if config.few_shot else None)
+    reward = EveryPrefix(demonstrations=tokens(1, config.few_shot) if config.few_shot else None)
     policy = base.adapted(init_lora(next(keys), model, lora))
     constants = Constants(
         base=base,

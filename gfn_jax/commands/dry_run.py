@@ -50,7 +50,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
-from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE
+from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE, prefixes_at_once
 from gfn_jax.runs.budget import contexts, step_flops, step_shape
 from gfn_jax.runs.config import read_policy_run
 from gfn_jax.runs.opening import count
@@ -280,21 +280,23 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
         queries=shape.queries // algorithm.given.sampling.micro_batches,
         samples=algorithm.given.sampling.fresh_samples,
     )
-    return max(backward, reward_activations(model.shape, part, model.params["embed"]["tokens"].dtype))
+    return max(backward, reward_activations(model.shape, part, model.params["embed"]["tokens"].dtype, devices))
 
 
-def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype) -> int:
-    """Bytes that the reward of one micro-batch works on at once."""
-    at_once = part.horizon if part.horizon - 1 <= LONGEST_AT_ONCE else PIECE
-    packed = max(at_once, at_once * (part.answer - 1))  # Z is read first, then Y behind its prefixes
+def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype, devices: int) -> int:
+    """Bytes that the reward of one micro-batch works on at once, on all devices together."""
+    if part.horizon - 1 <= LONGEST_AT_ONCE:
+        at_once, behind = part.horizon, prefixes_at_once(part.rows // devices, part.horizon, part.answer)
+    else:
+        at_once = behind = PIECE
+    packed = max(at_once, behind * (part.answer - 1))  # Z is read first, then Y behind its prefixes
     visible = part.horizon - 1 + part.answer - 1 + part.context + part.few_shot
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     stream = 2 * model.width  # the residual and its normed copy
     inner = (3 if model.gated_mlp else 2) * model.mlp_width
     attention = 2 * 4 * model.num_heads * visible + (stream + heads + 2 * kv_heads) * dtype.itemsize
     mlp = (stream + inner) * dtype.itemsize
-    states = part.rows * at_once * max(1, part.answer - 1)
-    logits = states * (2 * 4 * min(VOCABULARY_BLOCK, model.vocab_size) + model.width * dtype.itemsize)
+    logits = part.rows * packed * (2 * 4 * min(VOCABULARY_BLOCK, model.vocab_size) + model.width * dtype.itemsize)
     keys = 2 * model.num_layers * kv_heads * dtype.itemsize * (part.horizon - 1)  # of Z
     kept = part.rows * keys if part.answer > 1 or at_once < part.horizon else 0
     return kept + max(part.rows * packed * max(attention, mlp), logits)

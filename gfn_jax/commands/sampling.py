@@ -271,7 +271,7 @@ def make_draw(policy: LanguageModel, reward: Reward, rules: Rules, settings: Set
         behavior = Behavior.at(temperature, query.example_id.shape[0] * settings.samples)
         drawn = rollout(policy, query.prompt, rules, behavior, key)
         log_q = log_policy(policy, query.prompt, drawn, rules)
-        log_r = reward.log_reward(policy.base, prepared, query, drawn)
+        log_r = reward.log_reward(policy.base, prepared, query, drawn.stopping())
         return drawn, log_q, jnp.take_along_axis(log_r, drawn.token_mask.sum(1)[:, None], axis=1)[:, 0]
 
     prepared = jax.jit(reward.prepare)(policy.base)

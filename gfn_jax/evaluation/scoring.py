@@ -65,7 +65,8 @@ class Scorer:
         @jax.jit
         def log_reward(model, prepared, query, ids, lengths, rules) -> Float[Array, " B"]:
             rollout = _rollout(ids, lengths, rules)
-            return jnp.where(rollout.stop, self.reward.log_reward(model, prepared, query, rollout), 0.0).sum(axis=1)
+            log_reward = self.reward.log_reward(model, prepared, query, rollout.stopping())
+            return jnp.where(rollout.stop, log_reward, 0.0).sum(axis=1)
 
         return log_reward
 

@@ -115,6 +115,8 @@ def label_probabilities(
     prepared = reward.prepare(model)
     queries = len(prompt.ids)
     length = rationales.token_mask.sum(axis=1)[:, None]
+    ended = jnp.arange(rationales.completion.shape[1]) == length
+    rationales = dataclasses.replace(rationales, state_mask=ended)  # the one state that is asked about
 
     def joint(answer: Tokens) -> Float[Array, " B"]:
         spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (queries, *x.shape)), answer)

@@ -17,7 +17,7 @@ from gfn_jax.models.quantize import multiply
 from gfn_jax.types import Params
 
 NEGATIVE = -1e30  # a masked score: finite, so that a row that may look at nothing yields no NaN
-COLUMNS_AT_ONCE = {"cpu": 32}  # of a cache that rows look at: so many lie in a core's own memory
+COLUMNS_AT_ONCE = {"cpu": 8}  # of a cache that rows look at; of the last some are not written yet
 COLUMNS_AT_ONCE_ELSEWHERE = 512  # where the host is asked whether a loop goes on
 
 

@@ -8,10 +8,12 @@ after every prefix, so Z is read once and Y as T rows, one behind each prefix, w
 
 A Y token sees the context, its own prefix of Z and its own block, at the positions it would have had. Y's last token
 is never an input, and its first is predicted by the state it follows, so a block costs Y - 1 tokens. With Y = the stop
-alone (continuation) there is only the pass over Z. No array has (T Y)^2 numbers: T Y tokens look at T + Y keys.
+alone (continuation) there is only the pass over Z. No array has (T Y)^2 numbers: T Y tokens look at T + Y keys. Where
+that is more than a few tokens, Y is read only behind prefixes that may be completions, as many as some row has.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,12 @@ from jaxtyping import Array, Bool, Float, Int
 from gfn_jax.models import decoder
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.layers import KeyValues
-from gfn_jax.models.partition import repeat_rows
+from gfn_jax.models.partition import ROWS, parts_of, repeat_rows
 from gfn_jax.types import Prefix, PyTree, Query, Rollout, Tokens
 
 LONGEST_AT_ONCE = 32  # tokens of Z that are read in one pass; of more, those that some row has
 PIECE = 16  # tokens of Z that are then read at a time
+ANSWER_TOKENS = 1024  # of Y that a device reads at a time, about; no more are read behind all prefixes at once
 
 
 @struct.dataclass
@@ -62,7 +65,10 @@ class PosteriorReward:
     def log_reward(
         self, model: LanguageModel, prepared: Context, query: Query, rollout: Rollout
     ) -> Float[Array, "B T"]:
-        """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds."""
+        """Scores every prefix of B = Q * N completions, in nats; meaningful where `state_mask` holds.
+
+        Elsewhere Y may be left out.
+        """
         rows, horizon = rollout.completion.shape
         if horizon - 1 > LONGEST_AT_ONCE:
             return self._in_pieces(model, prepared, query, rollout)
@@ -73,11 +79,11 @@ class PosteriorReward:
         first = repeat_rows(first[:, -1:], repeats)
         past = (*past, shared)
         start = decoder.past_length(past, rows)
-        states, lengths = first, jnp.arange(horizon)
+        states, own = first, None
         if horizon > 1:
-            positions, visible = start[:, None] + lengths[:-1], causal(horizon - 1)
+            positions, visible = start[:, None] + jnp.arange(horizon - 1), causal(horizon - 1)
             hidden, own = decoder.forward(model, rollout.completion[:, :-1], positions, visible, past)
-            states, past = jnp.concatenate([first, hidden], axis=1), (*past, up_to(own, lengths))
+            states = jnp.concatenate([first, hidden], axis=1)
         head = decoder.select_head(model)
         # Each state predicts two tokens: Z's next and Y's first.
         targets = jnp.stack([rollout.completion, jnp.broadcast_to(answer.ids[:, :1], (rows, horizon))], axis=-1)
@@ -86,7 +92,14 @@ class PosteriorReward:
         log_z = jnp.cumsum(jnp.pad(log_z[:, :-1], ((0, 0), (1, 0))), axis=1)  # sum over k < t
         log_y = jnp.where(answer.mask[:, :1], log_probs[..., 1], 0.0)
         if answer.ids.shape[1] > 1:
-            log_y = log_y + rest_log_probs(model, head, past, start, lengths, answer)
+
+            def rest(lengths: Int[Array, "*B k"]) -> Float[Array, "B k"]:
+                seen = past if own is None else (*past, up_to(own, lengths))
+                return rest_log_probs(model, head, seen, start, lengths, answer)
+
+            at_once = prefixes_at_once(rows // parts_of(ROWS), horizon, answer.ids.shape[1])
+            whole = at_once == horizon
+            log_y = log_y + (rest(jnp.arange(horizon)) if whole else where_asked(rollout.state_mask, rest, at_once))
         return self._released(log_z + log_y)
 
     def _released(self, log_reward: Float[Array, "B T"]) -> Float[Array, "B T"]:
@@ -198,11 +211,38 @@ def causal(length: int) -> Bool[Array, "1 S S"]:
     return jnp.tril(jnp.ones((length, length), bool))[None]
 
 
-def up_to(own: KeyValues, lengths: Int[Array, " k"]) -> KeyValues:
+def up_to(own: KeyValues, lengths: Int[Array, "*B k"]) -> KeyValues:
     """The keys of Z as k rows beside each other see them, each its first `lengths` columns."""
     rows, columns = own.positions.shape
-    sees = jnp.arange(columns) < lengths[:, None]
-    return dataclasses.replace(own, mask=jnp.broadcast_to(sees, (rows, *sees.shape)))
+    sees = jnp.arange(columns) < lengths[..., None]
+    return dataclasses.replace(own, mask=jnp.broadcast_to(sees, (rows, *sees.shape[-2:])))
+
+
+def prefixes_at_once(rows: int, horizon: int, answer: int) -> int:
+    """Behind how many prefixes of a row Y is read at a time: of `rows` on a device, Y having `answer` tokens."""
+    least = -(-ANSWER_TOKENS // max(1, rows * (answer - 1)))
+    pieces = -(-horizon // least)
+    return -(-horizon // pieces)
+
+
+def where_asked(
+    asked: Bool[Array, "B T"], of: Callable[[Int[Array, "B k"]], Float[Array, "B k"]], at_once: int
+) -> Float[Array, "B T"]:
+    """`of` the columns that are asked for, a few of every row at a time, as many as some row has; 0 at the others."""
+    horizon = asked.shape[1]
+    padded = jnp.pad(asked, ((0, 0), (0, -horizon % at_once)))
+    columns = jnp.argsort(~padded, axis=1)  # stable: those that are asked for come first
+    most = asked.sum(axis=1).max()
+
+    def one(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        begin, found = carry
+        some = of(jax.lax.dynamic_slice_in_dim(columns, begin, at_once, axis=1))
+        return begin + at_once, jax.lax.dynamic_update_slice(found, some, (0, begin))
+
+    start = (jnp.int32(0), jnp.zeros(padded.shape))
+    _, found = jax.lax.while_loop(lambda carry: carry[0] < most, one, start)
+    _, found = jax.lax.sort((columns, found), num_keys=1)  # back to where they were
+    return jnp.where(asked, found[:, :horizon], 0.0)
 
 
 def rest_log_probs(
@@ -210,14 +250,14 @@ def rest_log_probs(
     head: decoder.Head,
     past: tuple[KeyValues, ...],
     start: Int[Array, " B"],
-    lengths: Int[Array, " k"],
+    lengths: Int[Array, "*B k"],
     answer: Tokens,
 ) -> Float[Array, "B k"]:
-    """Log p of Y's tokens but the first, behind k prefixes of Z of `lengths` tokens.
+    """Log p of Y's tokens but the first, behind k prefixes of Z of `lengths` tokens, a row's own or all rows'.
 
     `past` ends with what they see of Z, where any is not empty; `start` is the position of a row's first token of Z.
     """
-    rows, (prefixes,) = len(start), lengths.shape
+    rows, prefixes = len(start), lengths.shape[-1]
     ids, mask = repeat_rows(answer.ids, prefixes), repeat_rows(answer.mask, prefixes)
     begin = (start[:, None] + lengths).reshape(-1, 1)
     width = ids.shape[1] - 1

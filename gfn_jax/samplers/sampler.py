@@ -73,7 +73,7 @@ def final_log_reward(
     reward: Reward, model: LanguageModel, problem: Problem, rollout: Rollout
 ) -> tuple[Float[Array, " B"], Int[Array, " Q"]]:
     """Log R(Z) of whole completions in nats, -inf of one that did not stop; and the tokens that were read for it."""
-    log_reward = reward.log_reward(model.base, problem.prepared, problem.query, rollout)
+    log_reward = reward.log_reward(model.base, problem.prepared, problem.query, rollout.stopping())
     log_reward = jnp.where(rollout.stop, log_reward, 0.0).sum(axis=1)
     queries = len(problem.query.example_id)
     answer = problem.query.answer.mask.sum(axis=1)

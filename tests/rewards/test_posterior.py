@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -92,6 +93,34 @@ def test_the_packed_pass_equals_one_pass_per_prefix(name, pieces, monkeypatch):
     assert np.ptp(np.asarray(packed)[0]) > 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "horizon", "answer", "at_once"),
+    [(64, 21, 6, 4), (16, 18, 6, 9), (4, 20, 6, 20), (8, 5, 1, 5), (0, 5, 3, 5)],
+)
+def test_pieces_are_about_as_large_as_each_other(rows, horizon, answer, at_once):
+    assert posterior.prefixes_at_once(rows, horizon, answer) == at_once
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_answers_are_read_behind_prefixes_that_may_be_completions_and_no_others(at_once, monkeypatch):
+    """As many as the row with the most has: 3 here, of 5."""
+    reward, rollout, answer = CASES["demonstrations and penalty"]
+    reward, query = dataclasses.replace(reward, released_min_length=0), query_of(CONTEXT, answer=answer)
+    asked = np.zeros(rollout.state_mask.shape, bool)
+    for row, columns in enumerate([(0, 2, 4), (4,), (), (1, 2), (0,), (3, 4)]):
+        asked[row, list(columns)] = True
+    rollout = dataclasses.replace(rollout, state_mask=jnp.asarray(asked))
+    whole = np.asarray(log_reward(reward, query, rollout=rollout))
+    monkeypatch.setattr(posterior, "ANSWER_TOKENS", at_once * 6 * 3)
+    calls = []
+    read = posterior.rest_log_probs
+    monkeypatch.setattr(posterior, "rest_log_probs", lambda *given: calls.append(given[4].shape) or read(*given))
+    some = np.asarray(log_reward(reward, query, rollout=rollout))
+    assert calls == [(6, at_once)]  # traced once
+    np.testing.assert_allclose(some[asked], whole[asked], atol=1e-6)
+    assert (np.abs(some - whole)[~asked] > 1e-3).all()  # Y's first token alone
+
+
 def test_no_more_pieces_are_read_than_the_longest_row_has(monkeypatch):
     """Behind them the reward is 0, and nothing there depends on the model."""
     monkeypatch.setattr(posterior, "LONGEST_AT_ONCE", 3)
@@ -105,8 +134,8 @@ def test_no_more_pieces_are_read_than_the_longest_row_has(monkeypatch):
         assert not found[:, read + 1 :].any()
 
 
-def log_reward(reward, query, prepared=None):
-    score = jax.jit(lambda model, kept: reward.log_reward(model, kept, query, ROLLOUT))
+def log_reward(reward, query, prepared=None, rollout=ROLLOUT):
+    score = jax.jit(lambda model, kept: reward.log_reward(model, kept, query, rollout))
     return score(MODEL, reward.prepare(MODEL) if prepared is None else prepared)
 
 

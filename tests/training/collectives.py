@@ -25,7 +25,7 @@ from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
-from gfn_jax.rewards import PosteriorReward
+from gfn_jax.rewards import PosteriorReward, posterior
 from gfn_jax.training import collectives
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -81,6 +81,7 @@ def compile_step(mesh: jax.sharding.Mesh, remat: Remat = "none") -> tuple[jax.st
 
 if __name__ == "__main__":
     decoder.VOCABULARY_BLOCK = 16  # several blocks even here
+    posterior.ANSWER_TOKENS = 10**6  # behind all prefixes at once: only the rollout's loop is of unknown length
     MESH = meshes.make_mesh(meshes.MeshConfig(*map(int, sys.argv[1].split("x"))))
     with jax.set_mesh(MESH):
         compiled, planned, planned_sent = compile_step(MESH, remat=sys.argv[2] if sys.argv[2:] else "none")
