@@ -9,7 +9,6 @@ from gfn_jax.studies.lessons import ahead, best, says, worth
 from gfn_jax.studies.making import BASELINES, Maker, Settings
 from gfn_jax.studies.study import Column, Job, Row, Study
 from gfn_jax.studies.texts import sampled
-from gfn_jax.studies.tuning import tuned
 
 DEMONSTRATIONS = 50  # given to every method, of which the reward of those that have one shows the first 3 to the base
 SHOTS = 3
@@ -39,7 +38,7 @@ class Arithmetic:
         Methods with a reward show the first 3 demonstrations to the base in it, so that the others may be learnt from;
         supervised fine-tuning has no reward and learns from all.
         """
-        found = {"algorithm": name, **tuned("arithmetic", name)}
+        found = {"algorithm": name, **self.make.tuned("arithmetic", name)}
         shots = 0 if name == "sft" else SHOTS
         found["arithmetic.seed_demonstrations"] = max(demonstrations - shots, 0)
         if name == "sft":

@@ -1,7 +1,7 @@
 """How the jobs of studies are made, and what is said of all of them.
 
 `:tiny` is the models that the project ships, `:paper` the paper's own with its hyperparameters. A row's settings are
-its config's, then what tuning chose on validation (`tuning.tuned`), then the row's own, which its title names.
+its config's, then what tuning chose on validation (`Maker.tuned`), then the row's own, which its title names.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from gfn_jax.studies.study import LAUNCH, Job, config_words
+from gfn_jax.studies.tuning import tuned
 
 Preset = Literal["tiny", "paper"]
 Settings = Mapping[str, Any]
@@ -21,6 +22,10 @@ class Maker:
 
     preset: Preset
     seeds: tuple[int, ...]
+
+    def tuned(self, task: str, method: str) -> Settings:
+        """What tuning chose, on the tiny models and for them alone; the paper's presets have the paper's settings."""
+        return tuned(task, method) if self.preset == "tiny" else {}
 
     def jobs(
         self,

@@ -9,7 +9,6 @@ from gfn_jax.studies.lessons import ahead, best, reaches, says, worth
 from gfn_jax.studies.making import BASELINES, Maker, Preset, Settings
 from gfn_jax.studies.study import Column, Job, Row, Study
 from gfn_jax.studies.texts import distributions, rationales, sampled
-from gfn_jax.studies.tuning import tuned
 
 # The comparison is one name for several tables.
 GROUPS = {"compare": ("diversity", "labels", "tokens", "misspecified")}
@@ -33,9 +32,9 @@ def studies(preset: Preset, seeds: Sequence[int]) -> dict[str, Study]:
 
 def random_numbers(make: Maker) -> Study:
     """Figure 2."""
-    gflownet = make.jobs("numbers/gflownet", "rng", tuned("random_numbers", "gflownet"), seconds=110)
+    gflownet = make.jobs("numbers/gflownet", "rng", make.tuned("random_numbers", "gflownet"), seconds=110)
     by_ppo = "rng:ppo" if make.preset == "tiny" else "rng:paper_ppo"
-    ppo = make.jobs("numbers/ppo", by_ppo, tuned("random_numbers", "ppo"), seconds=60)
+    ppo = make.jobs("numbers/ppo", by_ppo, make.tuned("random_numbers", "ppo"), seconds=60)
     valid, kl = "valid_mass", "kl_to_target"
     return Study(
         "fig2",
@@ -135,10 +134,10 @@ def continuation(make: Maker) -> tuple[Study, Study]:
 
 def infilling(make: Maker) -> Study:
     """Table 2."""
-    gflownet = make.jobs("infilling/gflownet", "infill", tuned("infilling", "gflownet"), seconds=240)
+    gflownet = make.jobs("infilling/gflownet", "infill", make.tuned("infilling", "gflownet"), seconds=240)
     by_rival = "infill:supervised" if make.preset == "tiny" else "infill:paper"
     supervised = make.jobs(
-        "infilling/supervised", by_rival, {"algorithm": "sft", **tuned("infilling", "sft")}, seconds=120
+        "infilling/supervised", by_rival, {"algorithm": "sft", **make.tuned("infilling", "sft")}, seconds=120
     )
     kl = "kl"
     return Study(
@@ -193,10 +192,10 @@ def subjectivity(make: Maker) -> tuple[Study, Study, Study]:
         settings = {"subjectivity.labels": n, "certificate.queries": 0, **settings}
         return make.jobs(f"subjectivity/{name}-{n}", "subj", settings, also=data, seconds=seconds, **kwargs)
 
-    e_step = tuned("subjectivity", "gflownet")
-    em = {n: jobs("em", n, {"em.rounds": 1, **e_step, **tuned("subjectivity", "em")}, 120) for n in labels}
+    e_step = make.tuned("subjectivity", "gflownet")
+    em = {n: jobs("em", n, {"em.rounds": 1, **e_step, **make.tuned("subjectivity", "em")}, 120) for n in labels}
     direct = {
-        n: jobs("direct", n, tuned("subjectivity", "direct"), 60, module=BASELINES, flags=("--what=direct",))
+        n: jobs("direct", n, make.tuned("subjectivity", "direct"), 60, module=BASELINES, flags=("--what=direct",))
         for n in labels
     }
     bare = {n: jobs("unseeded", n, {"subjectivity.seed_samples": 0, **e_step}, 70) for n in labels}

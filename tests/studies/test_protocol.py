@@ -89,6 +89,14 @@ def test_rows_are_compared_seed_by_seed_and_task_by_task():
     assert second.name in configs
 
 
+def test_the_papers_models_have_the_papers_settings():
+    given = []
+    for preset in ("tiny", "paper"):
+        (row,) = (row for row in studies(preset, (0,))["table4"].rows if row.title == "GFlowNet")
+        given.append(any(word.startswith("--config.steps=") for word in row.jobs[0].arguments))
+    assert given == [True, False]
+
+
 @pytest.mark.parametrize("preset", ["tiny", "paper"])
 def test_the_studies_of_this_project_keep_to_it(preset):
     for study in studies(preset, (0, 1)).values():
