@@ -13,8 +13,8 @@ worked on: its values, made again, or the gradients of those that were kept. g: 
 where they are too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer
 works on, of all tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner
 values, or a block of logits. The largest of backward, reward and the kernels that a rollout has merged its adapter into
-counts. Beside what XLA allocates for tiny models on
-CPUs, the sum is within 20 % (tests/training/test_collectives.py).
+counts. Beside what XLA allocates for tiny models on CPUs, the sum is within 20 % (tests/training/test_collectives.py,
+where answers are read behind all prefixes at once).
 """
 
 import dataclasses
@@ -47,7 +47,6 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
-from gfn_jax.models.lora import Lora
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE, prefixes_at_once
@@ -58,7 +57,7 @@ from gfn_jax.runs.policy import initial, policy_parts
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.mesh import bytes_per_device, nbytes
-from gfn_jax.types import Keys, Params, PyTree, TrainState
+from gfn_jax.types import Keys, PyTree, TrainState
 
 REST: meshes.Rules = (*meshes.RULES, *meshes.REST_REPLICATED)
 
@@ -187,9 +186,6 @@ def memory(
         return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, kind or dtype))) // split
 
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
-    copied = 0
-    if merges(algorithm, constants, state, shape):
-        copied = bytes_per_device({"layers": targets(constants.base.params, state.trainable.lora)}, mesh)
     worked_on = int(activations(algorithm, constants, state, shape, mesh.size) // split * share)
     tables = (constants.queries, constants.query_log_weight, constants.rules)
     return {
@@ -202,7 +198,7 @@ def memory(
         "prompt cache": cache(queries * algorithm.given.copies, shape.prompt, kind),
         "rollout cache": sampling * cache(queries * config.fresh_samples, shape.horizon - 1, kind),
         "reward cache": nbytes(constants.prepared) + sampling * cache(queries * algorithm.given.copies, shape.context),
-        "activations": max(worked_on, copied),
+        "activations": max(worked_on, copied(algorithm, constants, state, shape, mesh)),
         "weights in use": in_use(constants.base.params, model, dtype, mesh),
     }
 
@@ -240,9 +236,8 @@ def traffic(
         length, token = shape.horizon - 1, nbytes((cache.k, cache.v))
         own = shape.queries * sampling.fresh_samples * length * (length - 1) // 2
         sampled_with = parts * shape.horizon * policy
-        if merges(algorithm, constants, state, shape):  # kernels are read and written once more, the adapter is read
-            copied = bytes_per_device({"layers": targets(constants.base.params, state.trainable.lora)}, gathered(mesh))
-            sampled_with = parts * (shape.horizon * (policy - adapter) + adapter + 2 * copied)
+        if merged := copied(algorithm, constants, state, shape, gathered(mesh)):  # read and written; the adapter read
+            sampled_with = parts * (shape.horizon * (policy - adapter) + adapter + 2 * merged)
         looked_at = token * (length * shape.queries * shape.prompt + own) // split
         sampled = {
             "rollout": sampled_with + looked_at,
@@ -257,9 +252,15 @@ def traffic(
     }
 
 
-def targets(params: Params, lora: Lora) -> Params:
-    """The kernels that an adapter of the layers may be merged into."""
-    return {name: {"kernel": params["layers"][name]["kernel"]} for name in lora.layers}
+def copied(
+    algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, mesh: jax.sharding.AbstractMesh
+) -> int:
+    """Bytes a device of the kernels that a rollout has merged its adapter into, 0 where it merges none."""
+    if not merges(algorithm, constants, state, shape):
+        return 0
+    layers = constants.base.params["layers"]
+    kernels = {name: {"kernel": layers[name]["kernel"]} for name in state.trainable.lora.layers}
+    return bytes_per_device({"layers": kernels}, mesh)
 
 
 def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, devices: int) -> int:

@@ -115,13 +115,11 @@ def label_probabilities(
     prepared = reward.prepare(model)
     queries = len(prompt.ids)
     length = rationales.token_mask.sum(axis=1)[:, None]
-    ended = jnp.arange(rationales.completion.shape[1]) == length
-    rationales = dataclasses.replace(rationales, state_mask=ended)  # the one state that is asked about
 
     def joint(answer: Tokens) -> Float[Array, " B"]:
         spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (queries, *x.shape)), answer)
         query = Query(example_id=jnp.arange(queries), prompt=prompt, context=prompt, answer=spread)
-        log_reward = reward.log_reward(model, prepared, query, rationales)
+        log_reward = reward.log_reward(model, prepared, query, rationales.stopping())
         return jnp.take_along_axis(log_reward, length, axis=1)[:, 0]
 
     return jax.nn.softmax(jax.lax.map(joint, answers).T, axis=-1)

@@ -22,7 +22,7 @@ from gfn_jax.evaluation.report import Evaluator
 from gfn_jax.evaluation.rows import gather
 from gfn_jax.interfaces import Algorithm, Interruptible, Remembering, Reward
 from gfn_jax.models.checkpoint import read_config
-from gfn_jax.models.config import BaseModelConfig, ModelConfig
+from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
@@ -40,7 +40,7 @@ from gfn_jax.runs.opening import announce
 from gfn_jax.runs.rewards import HostReward, build_host_reward, build_reward
 from gfn_jax.runs.starting import load_start, start_digest, start_folder
 from gfn_jax.runs.tasks import make_evaluator, make_task
-from gfn_jax.runs.weights import load_base, place
+from gfn_jax.runs.weights import check_attention, load_base, place
 from gfn_jax.tasks.checking import check_positions
 from gfn_jax.tasks.task import SeededByBase, Task, Validating
 from gfn_jax.text.loading import load_tokenizer, model_folder
@@ -102,7 +102,7 @@ def build_policy(
     first = load_start(start, config.lora, model, model_type, folder) if start else None
     _log.info("reading the base %s", config.model.path)
     # Last: it takes the longest, and anything else may be wrong.
-    base = read_base(config.model, folder, mesh)
+    base = load_base(folder, config.model.dtype, mesh, config.model.quantize, config.model.attention)
     _log.info("preparing the rewards and what is remembered")
     constants, state = (place(tree, mesh) for tree in initial(config, parts, base, demonstrate, first))
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -177,34 +177,6 @@ class Parts:
     algorithm: Algorithm
     optimizer: optax.GradientTransformation
     host_reward: HostReward | None
-
-
-def read_base(settings: BaseModelConfig, folder: pathlib.Path, mesh: jax.sharding.Mesh) -> LanguageModel:
-    """The base, and how it attends."""
-    base = load_base(folder, settings.dtype, mesh, settings.quantize)
-    return dataclasses.replace(base, attention=settings.attention)
-
-
-def check_attention(
-    settings: BaseModelConfig, model: ModelConfig, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-) -> None:
-    """Raises ValueError where the kernel that is asked for is not for this model, or not for these devices."""
-    if settings.attention == "xla":
-        return
-    devices = list(mesh.devices.flat) if isinstance(mesh, jax.sharding.Mesh) else []
-    kinds = sorted({device.platform for device in devices} - {"gpu"})
-    old = any(float(getattr(device, "compute_capability", 0)) < 9 for device in devices)
-    needs = {
-        f"an NVIDIA GPU; these devices are {', '.join(kinds)}": bool(kinds),
-        "model.dtype=bfloat16 or float16": settings.dtype == "float32",
-        "attention without a soft cap": model.attention_softcap is not None,
-        f"heads of {128 if old else 256} numbers at most, a multiple of 8; this model's have {model.head_dim}": (
-            model.head_dim > (128 if old else 256) or model.head_dim % 8 > 0
-        ),
-    }
-    for need, lacking in needs.items():
-        if lacking:
-            raise ValueError(f"model.attention is {settings.attention!r}, which needs {need}")
 
 
 def policy_parts(

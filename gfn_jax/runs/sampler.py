@@ -16,8 +16,8 @@ from gfn_jax.models.tensor_files import resolve
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.runs.asynchronous import PARENT, Meeting, Session, steps_of, waited_for
 from gfn_jax.runs.config import PolicyRun
-from gfn_jax.runs.policy import constants_of, described_of, make_sample, policy_parts, read_base
-from gfn_jax.runs.weights import place
+from gfn_jax.runs.policy import constants_of, described_of, make_sample, policy_parts
+from gfn_jax.runs.weights import load_base, place
 from gfn_jax.text.loading import load_tokenizer, model_folder
 from gfn_jax.training import exchange
 from gfn_jax.training import mesh as meshes
@@ -116,7 +116,7 @@ def sampler_of(config: PolicyRun, workdir: pathlib.Path, number: int) -> Sampler
     mesh = meshes.use_mesh(config.mesh)
     _, model = read_config(folder)
     parts = policy_parts(config, model, load_tokenizer(folder), mesh)
-    base = read_base(config.model, folder, mesh)
+    base = load_base(folder, config.model.dtype, mesh, config.model.quantize, config.model.attention)
     constants = place(constants_of(config, parts, base), mesh)
     trainable, _ = jax.eval_shape(parts.algorithm.init, jax.random.key(0), constants)
     _log.info("sampler %d of %d for the learner in %s", number, samplers, workdir)

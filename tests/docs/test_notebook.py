@@ -1,24 +1,15 @@
 """docs/random_number.ipynb: committed with what it printed and drew, and what it says still comes out."""
 
 import base64
-import importlib.util
 import json
 import os
-import pathlib
 import re
 
 import pytest
 from documents import ROOT
 
-if importlib.util.find_spec("nbclient") and importlib.util.find_spec("ipykernel"):
-    import nbformat
-    from nbclient import NotebookClient
-
 NOTEBOOK = ROOT / "docs" / "random_number.ipynb"
 PICTURE = ROOT / "docs" / "pictures" / "random_number.png"
-needs_a_kernel = pytest.mark.skipif(
-    "NotebookClient" not in globals(), reason="nbclient or ipykernel is not installed: make docs installs them"
-)
 
 
 def cells(notebook: dict) -> list[dict]:
@@ -46,33 +37,38 @@ def test_the_picture_is_the_notebooks(committed):
     assert PICTURE.read_bytes() == base64.b64decode("".join(drawn[0]))
 
 
-def execute(notebook: "nbformat.NotebookNode", folder: pathlib.Path) -> None:
-    """The notebook, its cells run one after the other beside an empty folder; a cell that fails raises."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(folder)}}).execute()
-
-
-@needs_a_kernel
-def test_every_cell_runs(tmp_path):
-    """With a twentieth of the steps."""
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """Runs the notebook's cells one after the other, beside an empty folder; a cell that fails raises."""
+    nbclient, nbformat, _ = (
+        pytest.importorskip(name, reason=f"{name} is not installed: make docs installs it")
+        for name in ("nbclient", "nbformat", "ipykernel")
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    return nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}})
+
+
+def test_every_cell_runs(client):
+    """With a twentieth of the steps."""
+    notebook = client.nb
     begin = '"certificate.queries": 0, "optimizer.warmup_steps": 5, "replay.discovery_steps": 5'
     for cell in cells(notebook):
         source = cell["source"].replace('"certificate.queries": 0', begin)
         cell["source"] = re.sub(r"steps=(\d+)", lambda found: f"steps={int(found[1]) // 20}", source)
-    execute(notebook, tmp_path)
+    client.execute()
     assert {output.get("name", "stdout") for output in outputs(notebook)} == {"stdout"}
     assert sum("image/png" in output.get("data", ()) for output in outputs(notebook)) == 2
 
 
 @pytest.mark.slow
-@needs_a_kernel
-def test_it_says_the_same(tmp_path):
+def test_it_says_the_same(client):
     """Two trainings, some minutes. The GFlowNet covers every number and PPO does not."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook, nbformat = client.nb, pytest.importorskip("nbformat")
     last = "print(json.dumps({name: run['policy'] for name, run in (('ppo', ppo), ('gflownet', gflownet))}))"
     notebook.cells.append(nbformat.v4.new_code_cell(last))
-    execute(notebook, tmp_path)
+    client.execute()
+    assert {output.get("name", "stdout") for output in outputs(notebook)} == {"stdout"}
     found = json.loads(notebook.cells[-1]["outputs"][0]["text"])
     assert found["gflownet"]["covered"] == 101
     assert found["gflownet"]["kl_to_target"] < 1e-2 < 1 < found["ppo"]["kl_to_target"]

@@ -16,7 +16,7 @@ from gfn_jax.policy.constraint import Rules, make_constraint
 from gfn_jax.policy.score import score
 from gfn_jax.policy.teacher import teacher_force
 from gfn_jax.rewards import PosteriorReward
-from gfn_jax.runs.policy import check_attention
+from gfn_jax.runs.weights import check_attention
 from gfn_jax.training.mesh import MeshConfig, abstract_mesh, make_mesh
 
 BASE = BaseModelConfig("x", "bfloat16", False, "none", attention="cudnn")
