@@ -12,7 +12,7 @@ from gfn_jax.studies.texts import sampled
 
 DEMONSTRATIONS = 50  # given to every method, of which the reward of those that have one shows the first 3 to the base
 SHOTS = 3
-STEPS = {"tiny": 60, "paper": 1000}  # of configs/arith.py
+STEPS = {"tiny": (15, 30, 60), "paper": (250, 500, 1000)}  # of runs that are compared by what they generate
 FEW = 60  # test questions of what is slow: chain-of-thought decoding, exact samples
 FEW_SAID = f"the first {FEW} test questions of each number of operands"
 # Validation questions instead of test ones, and fewer: for what is not a table of the paper.
@@ -201,7 +201,7 @@ class Arithmetic:
             figure_columns=("chain_entropy_5", "right_5"),
             differing=("evaluation.test_questions",),
         )
-        counts, full = (10, 25, DEMONSTRATIONS), STEPS[self.make.preset]
+        counts, lengths = (10, 25, DEMONSTRATIONS), STEPS[self.make.preset]
         labels = Study(
             "labels",
             "Accuracy against demonstrations",
@@ -231,9 +231,9 @@ class Arithmetic:
                     f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps
                 )
                 for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
-                for steps in (full // 4, full // 2, full)
+                for steps in lengths
             ),
-            lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands", within=f", {full // 4} steps"),
+            lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands", within=f", {lengths[0]} steps"),
             figure="curves",
             x_title="steps",
             log_x=True,
@@ -261,7 +261,7 @@ class Arithmetic:
 
     def shortened(self, method: str, steps: int) -> tuple[Job, ...]:
         settings = self.method(method)
-        if steps == settings.get("steps", STEPS[self.make.preset]):
+        if steps == settings.get("steps", STEPS["paper"][-1]):
             return self.misled(method, 0)
         settings |= {**ON_VALIDATION, "steps": steps}
         if method == "gflownet" and self.make.preset == "tiny":

@@ -247,13 +247,15 @@ def record_of(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, A
 
 
 def tuned(task: str, name: str, folder: pathlib.Path = TUNED) -> dict[str, Any]:
-    """What the trials of a method have chosen, key of the config -> value.
+    """What the trials of a method have chosen, key of the config -> value; all keys that were searched.
 
-    Nothing where the config as it stood was the best, and where there were no trials (`protocol.check_trials`).
+    Where the config as it stood was the best, these are its values as they were then, whatever it says now. Nothing
+    where there were no trials (`protocol.check_trials`).
     """
     if not file_of(task, name, folder).exists():
         return {}
-    return dict(record_of(task, name, folder)["chosen"])
+    record = record_of(task, name, folder)
+    return {**record["start"], **record["chosen"]}
 
 
 def untuned(task: str, names: Iterable[str], folder: pathlib.Path = TUNED) -> list[str]:

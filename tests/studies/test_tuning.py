@@ -148,13 +148,12 @@ def test_what_is_wrong_is_said_before_anything_runs(searched, words, problem, tm
 
 
 def test_what_was_chosen_is_read_and_nothing_where_nothing_was_tried(tmp_path):
-    facts = {"task": "arithmetic", "method": "sft", "seeds": [10]}
-    tuning.write(
-        tmp_path / "arithmetic-sft.json",
-        facts,
-        [Trial({}, 1.0, {10: 1.0}, 1.0), Trial({"steps": 7}, 2.0, {10: 2.0}, 1.0)],
-    )
-    assert tuned("arithmetic", "sft", tmp_path) == {"steps": 7}
+    facts = {"task": "arithmetic", "method": "sft", "seeds": [10], "start": {"steps": 5, "sft.learn": "text"}}
+    first, second = Trial({}, 1.0, {10: 1.0}, 1.0), Trial({"steps": 7}, 2.0, {10: 2.0}, 1.0)
+    tuning.write(tmp_path / "arithmetic-sft.json", facts, [first, second])
+    assert tuned("arithmetic", "sft", tmp_path) == {"steps": 7, "sft.learn": "text"}
+    tuning.write(tmp_path / "arithmetic-sft.json", facts, [first])
+    assert tuned("arithmetic", "sft", tmp_path) == facts["start"]  # though a config that says otherwise came later
     assert record_of("arithmetic", "sft", tmp_path)["space"].keys() == METHODS["sft"].space.keys()
     assert tuned("arithmetic", "ppo", tmp_path) == {}
     with pytest.raises(ValueError, match="no trials of ppo on arithmetic"):
@@ -181,7 +180,7 @@ def test_trials_that_are_shipped_are_those_that_anybody_draws(path):
         assert trial["scores"].keys() == {str(seed) for seed in found["seeds"]}
     assert not {0, 1, 2, 3, 4} & set(found["seeds"]), "seeds that are reported"
     assert found["chosen"] == max(found["trials"], key=lambda trial: trial["score"])["overrides"]
-    assert tuned(task, name) == found["chosen"]
+    assert tuned(task, name) == {**found["start"], **found["chosen"]}
 
 
 def test_methods_of_a_task_have_had_as_many_trials():
