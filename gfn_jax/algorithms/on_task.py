@@ -155,8 +155,10 @@ class OnPolicy(abc.ABC):
     ) -> Trajectory:
         """Rows that a model writes for some queries, and the rewards of their prefixes."""
         cache = self.given.cache_dtype
-        sampled = rollout(model, query.prompt, constants.rules, behavior, key, cache_dtype=cache)
-        log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
+        with jax.named_scope("rollout"):
+            sampled = rollout(model, query.prompt, constants.rules, behavior, key, cache_dtype=cache)
+        with jax.named_scope("reward"):
+            log_reward = self.given.reward.log_reward(constants.base, constants.prepared, query, sampled)
         return Trajectory(sampled, log_reward)
 
     def select(self, constants: Constants, key: jax.Array) -> Query:

@@ -6,15 +6,15 @@ whose devices need not exist. Base, adapter, optimizer, buffer and caches are ex
 bytes of a micro-batch, whose rows are split n = data x fsdp ways and of whose features a share is split over tensor
 (`tensor_share`):
 
-    backward = (r + l / L + g) / n,      reward = max(attention, MLP, logits) of its larger pass / n
+    backward = (r + w / L + g) / n,      reward = max(attention, MLP, logits) of its larger pass / n
 
-r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. One of its L layers is
-worked on: its values, made again, or the gradients of those that were kept. g: the logits that are worked on at once,
-where they are too many to be kept (`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer
-works on, of all tokens of Z or of all its answers: two copies of the attention's float32 scores, or the MLP's inner
-values, or a block of logits. The largest of backward, reward and the kernels that a rollout has merged its adapter into
-counts. Beside what XLA allocates for tiny models on CPUs, the sum is within 20 % (tests/training/test_collectives.py,
-where answers are read behind all prefixes at once).
+r: what JAX keeps for the backward pass, read off the traced program; l: the same without remat. w: one of the L layers
+is worked on, w = l / 4 + (l - r) / 2: gradients of its values, and those that are made again; XLA has both only in part
+at a time, and these two shares are fitted. g: the logits that are worked on at once, where they are too many to be kept
+(`decoder.by_columns`). The reward's pass keeps nothing, but holds what one layer works on, of all tokens of Z or of as
+many answers as are read at a time: two copies of the attention's float32 scores, or the MLP's inner values, or a block
+of logits. The largest of backward, reward and the kernels that a rollout has merged its adapter into counts. Beside
+what XLA allocates for tiny models on CPUs, the sum is within 20 % (tests/training/test_collectives.py).
 """
 
 import dataclasses
@@ -37,8 +37,10 @@ from gfn_jax.commands.plan import (
     gathered,
     left_behind,
     merges,
+    parts_of_rows,
     read_again,
     readable,
+    reward_passes,
     tables,
     tensor_share,
     times,
@@ -177,7 +179,7 @@ def memory(
 ) -> dict[str, int]:
     """Bytes a device by kind."""
     config, model = algorithm.given.sampling, constants.base.shape
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    split = parts_of_rows(mesh)
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries, sampling = config.queries // config.micro_batches, isinstance(algorithm, OnPolicy)
     kind = algorithm.given.cache_dtype
@@ -220,7 +222,7 @@ def traffic(
         algorithm.given.sampling,
         constants.base.params["embed"]["tokens"].dtype,
     )
-    parts, split = sampling.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    parts, split = sampling.micro_batches, parts_of_rows(mesh)
     layers = bytes_per_device({"layers": constants.base.params["layers"]}, gathered(mesh))
     again = bytes_per_device({"layers": read_again(constants.base.params, algorithm.given.remat)}, gathered(mesh))
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
@@ -229,7 +231,7 @@ def traffic(
     def head(columns: int) -> int:
         return columns * model.width * dtype.itemsize // mesh.shape["tensor"]
 
-    policy, base = layers + adapter + head(shape.allowed), layers + head(model.vocab_size)
+    policy = layers + adapter + head(shape.allowed)
     sampled: dict[str, int] = {}
     if isinstance(algorithm, OnPolicy):
         cache = jax.eval_shape(lambda: empty_cache(model, 1, 1, algorithm.given.cache_dtype or dtype))
@@ -241,7 +243,7 @@ def traffic(
         looked_at = token * (length * shape.queries * shape.prompt + own) // split
         sampled = {
             "rollout": sampled_with + looked_at,
-            "reward": parts * passes * base,
+            "reward": passes * (reward_passes(algorithm, shape, mesh) * layers + parts * head(model.vocab_size)),
             "scores without gradient": parts * algorithm.frozen_scores * policy,
         }
         sampled = {part: size // algorithm.updates for part, size in sampled.items()}
@@ -273,7 +275,8 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.
     part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * devices) if logits > LOGITS_AT_ONCE else 0
-    backward = kept + without // model.shape.num_layers + part_of_logits
+    layer = (without / 4 + (without - kept) / 2) / model.shape.num_layers
+    backward = kept + round(layer) + part_of_logits
     if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
     part = dataclasses.replace(

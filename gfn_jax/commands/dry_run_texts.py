@@ -19,6 +19,7 @@ from gfn_jax.commands.plan import (
     exchanged,
     gathered,
     left_behind,
+    parts_of_rows,
     read_again,
     tables,
     tensor_share,
@@ -145,7 +146,7 @@ def memory(plan: Texts) -> dict[str, int]:
     mesh, algorithm = plan.mesh, plan.algorithm
     moments = jax.eval_shape(make_optimizer(plan.optimizer).init, plan.trainable)
     trained = bytes_per_device({"trainable": plan.trainable}, mesh)
-    share = tensor_share(algorithm.shape, mesh, plan.length) / (mesh.shape["data"] * mesh.shape["fsdp"])
+    share = tensor_share(algorithm.shape, mesh, plan.length) / parts_of_rows(mesh)
     return {
         **({} if plan.base is None else {"base": bytes_per_device(plan.base, mesh, REST)}),
         "weights" if plan.base is None else "adapter": trained,

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from gfn_jax.algorithms.on_task import OnPolicy
-from gfn_jax.commands.plan import gathered, merges, read_again
+from gfn_jax.commands.plan import gathered, merges, parts_of_rows, read_again, reward_passes
 from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import LoraConfig
@@ -57,7 +57,7 @@ class Traffic:
     @property
     def rows(self) -> int:
         """Devices that share the rows out."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return parts_of_rows(self.mesh)
 
     def layers(self, passes: int, adapter: bool = True) -> Sent:
         """Kernels, and perhaps the adapter, gathered for so many passes."""
@@ -138,7 +138,7 @@ def sent(
                 of.forward(prompts + fresh * (length - 1), beside),
             ),
             "reward": total(
-                of.layers(2 * parts * passes, adapter=False),
+                of.layers(passes * reward_passes(algorithm, shape, mesh), adapter=False),
                 of.head(parts * passes, of.model.vocab_size),
                 of.forward(passes * packed, adapter=False),
             ),

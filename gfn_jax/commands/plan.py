@@ -18,6 +18,7 @@ from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import merging_pays
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.policy.constraint import Constants
+from gfn_jax.rewards.posterior import layer_passes
 from gfn_jax.text.loading import SHIPPED, load_tokenizer, model_folder
 from gfn_jax.training.collectives import KINDS
 from gfn_jax.training.mesh import AXES, nbytes
@@ -107,6 +108,18 @@ def merges(algorithm: Any, constants: Constants, state: TrainState, shape: StepS
     sampling = algorithm.given.sampling
     tokens = shape.queries // sampling.micro_batches * sampling.fresh_samples * (shape.horizon - 1)
     return isinstance(algorithm, OnPolicy) and merging_pays(constants.base.params, state.trainable.lora, tokens)
+
+
+def reward_passes(algorithm: Any, shape: StepShape, mesh: jax.sharding.AbstractMesh) -> int:
+    """How often a step's rewards go through the layers of one base, at most."""
+    parts = algorithm.given.sampling.micro_batches
+    rows = shape.queries // parts * algorithm.given.sampling.fresh_samples // parts_of_rows(mesh)
+    return parts * layer_passes(rows, shape.horizon, shape.answer)
+
+
+def parts_of_rows(mesh: jax.sharding.AbstractMesh) -> int:
+    """Devices that share the rows out."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def readable(size: float) -> str:

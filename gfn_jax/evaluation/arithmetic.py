@@ -159,9 +159,15 @@ class ArithmeticEvaluator:
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
         """`accuracy_3` and so on, in percent, on a few validation questions; `accuracy` is their mean."""
+        return self.validated(model)[0]
+
+    def validated(self, model: LanguageModel) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+        """As `report.Questioned` has it."""
         questions = self.config.questions
-        found = {name: self.accuracy(model, split, questions)[0].voted for name, split in self.validation.items()}
-        return {**found, "accuracy": float(jnp.mean(jnp.asarray(list(found.values()))))}
+        found = {name: self.accuracy(model, split, questions)[0] for name, split in self.validation.items()}
+        voted = {name: accuracy.voted for name, accuracy in found.items()}
+        metrics = {**voted, "accuracy": float(jnp.mean(jnp.asarray(list(voted.values()))))}
+        return metrics, {name: accuracy.questions["voted"] for name, accuracy in found.items()}
 
     def describe(self, validated: Mapping[str, float]) -> str:
         """Accuracies by number of operands."""

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gfn_jax.models.language_model import LanguageModel
 
@@ -88,6 +88,14 @@ class Evaluator(Protocol):
 
     def report(self, model: LanguageModel) -> Findings:
         """The final measurement, of the base too."""
+
+
+@runtime_checkable
+class Questioned(Evaluator, Protocol):
+    """One that can tell what it validates with question by question."""
+
+    def validated(self, model: LanguageModel) -> tuple[dict[str, float], dict[str, Sequence[float]]]:
+        """What `validate` says, and some of those metrics as a value a question."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

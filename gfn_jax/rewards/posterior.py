@@ -225,6 +225,16 @@ def prefixes_at_once(rows: int, horizon: int, answer: int) -> int:
     return -(-horizon // pieces)
 
 
+def layer_passes(rows: int, horizon: int, answer: int) -> int:
+    """How often the layers are gone through for `rows` on a device, at most: the prompts, then Z, then Y behind it."""
+    length = horizon - 1
+    if length > LONGEST_AT_ONCE:
+        pieces = -(-length // PIECE)
+        return 1 + pieces + (1 + pieces) * (answer > 1)
+    behind = -(-horizon // prefixes_at_once(rows, horizon, answer)) if answer > 1 else 0
+    return 1 + (length > 0) + behind
+
+
 def where_asked(
     asked: Bool[Array, "B T"], of: Callable[[Int[Array, "B k"]], Float[Array, "B k"]], at_once: int
 ) -> Float[Array, "B T"]:

@@ -9,12 +9,20 @@ what it validates with, of policy and base, and nothing else: the test split is 
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 
-from gfn_jax.evaluation.report import RESULTS, Evaluator, Findings, table, write_evidence, write_results
+from gfn_jax.evaluation.report import (
+    RESULTS,
+    Evaluator,
+    Findings,
+    Questioned,
+    table,
+    write_evidence,
+    write_results,
+)
 from gfn_jax.models.language_model import LanguageModel
 
 Report = Literal["test", "validation"]
@@ -33,10 +41,18 @@ def measured(evaluator: Evaluator, policy: LanguageModel, report: Report, plain:
     """
     if report == "test":
         return evaluator.report(policy)
-    methods = {"validation": evaluator.validate(policy), "base_validation": (plain or evaluator).validate(policy.base)}
+    asked = {"validation": (evaluator, policy), "base_validation": (plain or evaluator, policy.base)}
+    found = {name: validated(by, model) for name, (by, model) in asked.items()}
+    methods = {name: metrics for name, (metrics, _) in found.items()}
+    questions = {name: known for name, (_, known) in found.items() if known}
     rows = [(name, *(f"{found[name]:.4g}" for found in methods.values())) for name in methods["validation"]]
     lines = ["Validation alone; the test split was not read:", "", table(("", "this run", "base"), rows)]
-    return Findings(methods, "\n".join(lines))
+    return Findings(methods, "\n".join(lines), questions)
+
+
+def validated(evaluator: Evaluator, model: LanguageModel) -> tuple[Mapping[str, float], Mapping[str, Sequence[float]]]:
+    """What an evaluator validates with; and a value a question, where it can tell."""
+    return evaluator.validated(model) if isinstance(evaluator, Questioned) else (evaluator.validate(model), {})
 
 
 def own_method(results: Mapping[str, Any]) -> str:

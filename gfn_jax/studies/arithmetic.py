@@ -219,18 +219,20 @@ class Arithmetic:
             log_x=True,
             figure_columns=("accuracy_5",),
         )
+        learners = (("supervised", "sft"), ("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
         tokens = Study(
             "tokens",
             "Accuracy against what is generated",
             "",
             "Validation questions; every point is a run of its own with its learning rate decayed to 0. A step learns "
-            "from 16 x 8 completions, half of them replayed where there is a buffer.",
-            OPERANDS,
+            "from 16 x 8 completions: demonstrations, or what the policy writes; half of the GFlowNet's are replayed, "
+            "and by half of its steps, 30 at most, it imitates them.",
+            (*OPERANDS, Column("budget.generated_tokens", "tokens generated", 0, None)),
             tuple(
                 Row(
                     f"{title}, {steps} steps", self.shortened(method, steps), method="validation", series=title, x=steps
                 )
-                for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
+                for title, method in learners
                 for steps in lengths
             ),
             lambda cells: best(cells, "accuracy_5", "more", "accuracy on 5 operands", within=f", {lengths[0]} steps"),
@@ -239,17 +241,17 @@ class Arithmetic:
             log_x=True,
             figure_columns=("accuracy_5",),
         )
-        nats = (0, 4, 8)
+        nats = (0, 1, 2)  # a third of the posterior calls no tool for 0; with 4 nobody calls one
         misspecified = Study(
             "misspecified",
             "A misspecified reward",
             "",
             "log R + b [Z calls no tool]: b nats are paid for saying the expression again or guessing, the base's own "
-            "favourites. Validation questions.",
+            "favourites. Supervised fine-tuning reads no reward. Validation questions.",
             OPERANDS,
             tuple(
                 Row(f"{title}, b = {b}", self.misled(method, b), method="validation", series=title, x=b)
-                for title, method in (("GFlowNet", "gflownet"), ("RLOO", "rloo"), ("PPO", "ppo"))
+                for title, method in learners
                 for b in nats
             ),
             lambda cells: best(cells, "accuracy_4", "more", "accuracy on 4 operands", within=f", b = {nats[-1]}"),
@@ -272,8 +274,10 @@ class Arithmetic:
         shortcut = {"reward.automaton": "gfn_jax.studies.shortcuts:without_a_call", "reward.automaton_weight": nats}
         if method == "gflownet" and not nats:
             return self.as_it_stands()
-        settings = {**self.method(method), **ON_VALIDATION, **shortcut}
-        return self.jobs(f"misspecified/{method}-{nats}", settings, 75.0)
+        settings = {**self.method(method), **ON_VALIDATION}
+        if method == "sft":
+            return self.jobs("misspecified/sft", settings, 75.0)
+        return self.jobs(f"misspecified/{method}-{nats}", {**settings, **shortcut}, 75.0)
 
     def as_it_stands(self) -> tuple[Job, ...]:
         return self.jobs("ablations/as-it-stands", {**self.method("gflownet"), **ON_VALIDATION}, 75.0)

@@ -1,8 +1,9 @@
 """The report of studies: tables for people and for machines, figures, and one page that holds everything.
 
 OUT/report.html is the page and OUT/report.md what is printed. Of every study there are NAME.md (its table, which the
-documents take over), NAME.csv (each seed's value) and, where matplotlib is installed, NAME.png and NAME.svg. Equal
-results and facts make equal bytes, wherever the workdir lies: no file names a folder outside of it.
+documents take over), NAME.csv (each seed's value) and, where matplotlib is installed, NAME.png and NAME.svg;
+jobs.tar.xz holds what the jobs have left (`packed`). Equal results and facts make equal bytes, wherever the workdir
+lies: no file names a folder outside of it.
 """
 
 import csv
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gfn_jax.studies import cells as tables
-from gfn_jax.studies import figures, markdown
+from gfn_jax.studies import figures, markdown, packed
 from gfn_jax.studies.found import Facts
 from gfn_jax.studies.page import TITLE, about, page
 from gfn_jax.studies.section import WORKDIR, Section, section
@@ -56,6 +57,10 @@ def write(
     texts = {name: _relative(text, results, out) for name, text in texts.items()}
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
+    used = {job.name for study in studies for job in study.jobs}
+    own = {name: one for name, one in results.items() if name in used}
+    if own:
+        (out / packed.NAME).write_bytes(packed.packed(own, lambda text: _relative(text, results, out)))
     for one in sections:
         if one.figure:
             (out / f"{one.study.name}.png").write_bytes(one.figure.png)

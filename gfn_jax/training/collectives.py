@@ -12,7 +12,7 @@ An operation in a loop counts as often as the loop runs.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,30 +51,30 @@ class Collective:
         return self.times * once.get(self.kind, share * size)
 
 
-def collectives(text: str, devices: int, loops: Sequence[int] = ()) -> list[Collective]:
+def collectives(text: str, devices: int, loops: Mapping[str, int] | None = None) -> list[Collective]:
     """The collective operations of a compiled program.
 
     Args:
         text: `jax.stages.Compiled.as_text()`.
         devices: of its mesh.
-        loops: rounds of loops that do not say how often they run (`while_loop`), from the outermost in; 1 within them.
+        loops: `jax.named_scope` -> rounds of a loop in it that does not say how often it runs (`while_loop`), but not
+            of one within that loop; 1 of all others.
     """
     found: list[Collective] = []
-    calls: dict[str, list[tuple[str, int | None]]] = {}
+    calls: dict[str, list[tuple[str, int]]] = {}
     computation = entry = ""
     for line in text.splitlines():
         header = re.match(r"^(ENTRY )?%?([\w.\-]+) \(", line)
         if header:
             computation = header[2]
             entry = computation if header[1] else entry
-        for name, rounds in _called(line):
-            calls.setdefault(computation, []).append((name, rounds))
+        calls.setdefault(computation, []).extend(_called(line, loops or {}))
         if sent := _SENT.search(line):
             shapes = [(kind, _numbers(sizes)) for kind, sizes in _SHAPE.findall(sent[1])]
             if sent[3] and len(shapes) > 1:  # a started operation's type holds what it takes and what it gives
                 shapes = shapes[len(shapes) // 2 :]
             found.append(Collective(sent[2], computation, groups_of(line, devices), shapes, 0, line))
-    times = _times(entry, calls, tuple(loops))
+    times = _times(entry, calls)
     return [dataclasses.replace(one, times=times.get(one.computation, 0)) for one in found]
 
 
@@ -84,30 +84,30 @@ def sent(found: Sequence[Collective]) -> dict[str, float]:
     return {kind: size for kind, size in total.items() if size}
 
 
-def _called(line: str) -> list[tuple[str, int | None]]:
-    """The computations that a line runs, and how often; None where it does not say."""
+def _called(line: str, loops: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The computations that a line runs, and how often."""
     if body := re.search(r" while\(.*\bbody=%?([\w.\-]+)", line):
-        rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-        return [(body[1], int(rounds[1]) if rounds else None)]
+        if rounds := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+            return [(body[1], int(rounds[1]))]
+        place = re.search(r'op_name="(.*?)"', line)
+        scopes = [scope for scope in loops if place and re.search(rf"/{scope}/while$", place[1])]
+        return [(body[1], loops[scopes[0]] if scopes else 1)]
     names = re.findall(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
     for several in re.findall(r"branch_computations=\{(.*?)\}", line):
         names += re.findall(r"%?([\w.\-]+)", several)
     return [(name, 1) for name in names]
 
 
-def _times(entry: str, calls: dict[str, list[tuple[str, int | None]]], loops: tuple[int, ...]) -> dict[str, int]:
+def _times(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
     """Computation -> how often it is run."""
     total: dict[str, int] = {}
 
-    def visit(name: str, times: int, rest: tuple[int, ...]) -> None:
+    def visit(name: str, times: int) -> None:
         total[name] = total.get(name, 0) + times
         for callee, rounds in calls.get(name, ()):
-            if rounds is None:
-                visit(callee, times * (rest[0] if rest else 1), rest[1:])
-            else:
-                visit(callee, times * rounds, rest)
+            visit(callee, times * rounds)
 
-    visit(entry, 1, loops)
+    visit(entry, 1)
     return total
 
 

@@ -101,6 +101,15 @@ def test_pieces_are_about_as_large_as_each_other(rows, horizon, answer, at_once)
     assert posterior.prefixes_at_once(rows, horizon, answer) == at_once
 
 
+@pytest.mark.parametrize(
+    ("rows", "horizon", "answer", "passes"),
+    # The prompts alone; Z too; Y behind all prefixes at once, behind nine at a time; 40 tokens in pieces of 16.
+    [(8, 1, 1, 1), (8, 5, 1, 2), (4, 20, 6, 3), (16, 18, 6, 4), (4, 41, 1, 4), (4, 41, 6, 8)],
+)
+def test_layers_are_gone_through_as_often_as_there_are_pieces(rows, horizon, answer, passes):
+    assert posterior.layer_passes(rows, horizon, answer) == passes
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_answers_are_read_behind_prefixes_that_may_be_completions_and_no_others(at_once, monkeypatch):
     """As many as the row with the most has: 3 here, of 5."""

@@ -70,6 +70,12 @@ def test_a_run_that_reports_on_validation_reads_no_test_question(name, guarded, 
     assert {key: evaluated[key] for key in results["validation"]} == results["validation"]
     tokens = [line["generated_tokens"] for line in trained]
     assert results["budget"]["generated_tokens"] == sum(tokens) > 0
+    questions = json.loads((tmp_path / "questions.json").read_text())
+    assert questions.keys() == ({"validation", "base_validation"} if name == "arith" else set())
+    for method, metrics in questions.items():
+        assert {metric: np.mean(each) for metric, each in metrics.items()} == pytest.approx(
+            {metric: value for metric, value in results[method].items() if metric != "accuracy"}
+        )
     if name == "infill":  # all of its completions finish, and no tool writes in them
         np.testing.assert_allclose(tokens, [4 * (line["length"] + 1) for line in trained], rtol=1e-5)
 

@@ -1,9 +1,11 @@
 """The command, from its flags to its report; and what is wrong with them, in one line."""
 
+import io
 import json
 import os
 import pathlib
 import sys
+import tarfile
 
 import fake_studies
 import pytest
@@ -11,7 +13,7 @@ from fake_studies import fake_job, study
 
 from gfn_jax import reproduce
 from gfn_jax.commands import reproduce as command
-from gfn_jax.studies import plan, pool
+from gfn_jax.studies import packed, plan, pool
 from gfn_jax.studies.study import Job, Row
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,6 +67,29 @@ def test_from_nothing_to_a_report_and_again(capsys, tmp_path, monkeypatch):
     assert (facts.preset, facts.seeds) == ("tiny", (0, 1))
     assert facts.versions["jax"] == plan.version("jax") != "not installed"
     assert facts.versions["python"].startswith("3.")
+
+
+def test_what_was_packed_is_done_in_another_workdir(capsys, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        sys.modules["gfn_jax.studies.report"],
+        "write",
+        lambda *given: written.append(given[1]) or fake_studies.write(*given),
+    )
+    flags = ["--what=fine", "--seeds=0,1"]
+    assert main(*flags, "--workdir=work") == 0
+    printed = capsys.readouterr().out
+    archive = packed.packed(written[0], lambda text: text.replace(f"{tmp_path}/work", "WORKDIR"))
+    assert archive == packed.packed(written[0], lambda text: text.replace(f"{tmp_path}/work", "WORKDIR"))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall("other", filter="data")
+    left = {str(path.relative_to("other")) for path in pathlib.Path("other").rglob("*") if path.is_file()}
+    assert left == {f"{job}/{name}" for job in ("base", "run/seed-0", "run/seed-1") for name in packed.KEPT[:2]}
+    assert str(tmp_path) not in pathlib.Path("other/base/job.json").read_text()
+    assert main(*flags, "--workdir=other") == 0
+    again = capsys.readouterr()
+    assert again.out == printed
+    assert "started" not in again.err
 
 
 def test_list_says_what_would_run_and_starts_nothing(capsys, tmp_path):

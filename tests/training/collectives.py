@@ -81,12 +81,14 @@ def compile_step(mesh: jax.sharding.Mesh, remat: Remat = "none") -> tuple[jax.st
 
 if __name__ == "__main__":
     decoder.VOCABULARY_BLOCK = 16  # several blocks even here
-    posterior.ANSWER_TOKENS = 10**6  # behind all prefixes at once: only the rollout's loop is of unknown length
     MESH = meshes.make_mesh(meshes.MeshConfig(*map(int, sys.argv[1].split("x"))))
+    ROWS = QUERIES * (SAMPLES - REPLAYED) // (MESH.shape["data"] * MESH.shape["fsdp"])
+    posterior.ANSWER_TOKENS = 6 * ROWS * 3  # behind six prefixes at once
     with jax.set_mesh(MESH):
         compiled, planned, planned_sent = compile_step(MESH, remat=sys.argv[2] if sys.argv[2:] else "none")
     memory = compiled.memory_analysis()
     taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    found = collectives.collectives(compiled.as_text(), MESH.size, loops=(HORIZON - 2,))  # tokens that are read
+    loops = {"rollout": HORIZON - 2, "reward": -(-HORIZON // 6)}  # tokens that are read; six prefixes at a time
+    found = collectives.collectives(compiled.as_text(), MESH.size, loops)
     sent = {"sent": list(map(dataclasses.asdict, found)), "taken_sent": collectives.sent(found)}
     print(json.dumps({**sent, "planned_sent": planned_sent, "planned": planned, "taken": taken}))

@@ -128,19 +128,19 @@ inner.2 (x: f32[4]) -> f32[4] {
 }
 
 outer.3 (x: f32[4]) -> f32[4] {
-  ROOT %w = f32[4] while(%x), condition=%c, body=%inner.2
+  ROOT %w = f32[4] while(%x), condition=%c, body=%inner.2, metadata={op_name="jit(step)/reward/while/body/while"}
 }
 
 ENTRY %main (x: f32[4]) -> f32[4] {
   %a = f32[4] while(%x), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
-  %b = f32[4] while(%a), condition=%c, body=%outer.3
+  %b = f32[4] while(%a), condition=%c, body=%outer.3, metadata={op_name="jit(step)/reward/while"}
   ROOT %r = f32[2]{0} reduce-scatter(%b), replica_groups={{0,1,2,3}}, to_apply=%add
 }
 """
 
 
 def test_bytes_are_a_rings_as_often_as_the_loop_runs():
-    found = sent(collectives(PROGRAM, 4, loops=(5,)))
+    found = sent(collectives(PROGRAM, 4, loops={"reward": 5, "rollout": 7}))
     assert found == {
         "all-gather": 5 * 32 / 2,  # a loop of unknown rounds, and one more within it, which counts once
         "all-reduce": 3 * 2 * 16 / 2,
