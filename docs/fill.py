@@ -3,8 +3,8 @@
     python docs/fill.py            rewrites the documents
     python docs/fill.py --check    fails where one of them differs from docs/results
 
-A block between `<!-- results: table4 -->` and `<!-- end -->` becomes table4.md of docs/results or a folder in it; one
-of `<!-- benchmark: modes -->` becomes benchmarks/results/modes.md. In a line,
+A block between `<!-- results: table4 -->` and `<!-- end -->` becomes table4.md of a folder in docs/results, where one
+has more seeds, or of docs/results; one of `<!-- benchmark: modes -->` becomes benchmarks/results/modes.md. In a line,
 `<!-- value: table4; GFlowNet; accuracy_5 --><!-- end -->` becomes that row's and column's mean, `interval:` instead of
 `value:` the mean with its interval, and `seeds:` the seeds' own values, in the digits of the table.
 """
@@ -46,7 +46,8 @@ def _asked(kind: str, name: str, results: pathlib.Path) -> str:
     study, *rest = (part.strip() for part in name.split(";"))
     whole = {"results": results, "benchmark": BENCHMARKS}
     file = f"{study}.md" if kind in whole else f"{study}.csv"
-    path = next(iter([*whole.get(kind, results).glob(file), *whole.get(kind, results).glob(f"*/{file}")]), None)
+    folder = whole.get(kind, results)
+    path = next(iter([*folder.glob(f"*/{file}"), *folder.glob(file)]), None)
     if path is None:
         raise ValueError(f"{name!r}: there is no {file} in the results")
     if kind in whole:

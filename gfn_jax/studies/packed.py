@@ -8,30 +8,31 @@ reported from it, but not run.
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from gfn_jax.evaluation.report import QUESTIONS, RESULTS, SAMPLES
 from gfn_jax.studies.plan import RECORD
+from gfn_jax.studies.section import WORKDIR
 from gfn_jax.studies.study import Results
 
 NAME = "jobs.tar.xz"
 KEPT = (RECORD, RESULTS, QUESTIONS, SAMPLES)
 
 
-def packed(results: Results, written: Callable[[str], str]) -> bytes:
-    """The files of finished jobs that a report reads; equal files make equal bytes.
-
-    Args:
-        results: of the jobs.
-        written: what becomes of a file's text.
-    """
+def packed(results: Results) -> bytes:
+    """The files of finished jobs that a report reads; equal files make equal bytes, wherever the jobs ran."""
     found = io.BytesIO()
     with tarfile.open(fileobj=found, mode="w:xz") as archive:
         for name, one in sorted(results.items()):
-            for file in KEPT:
-                if (one.folder / file).exists():
-                    text = written((one.folder / file).read_text(encoding="utf-8")).encode()
-                    entry = tarfile.TarInfo(f"{name}/{file}")
-                    entry.size = len(text)
-                    archive.addfile(entry, io.BytesIO(text))
+            for file in (file for file in KEPT if (one.folder / file).exists()):
+                workdir = workdir_of(name, one.job["arguments"])
+                text = (one.folder / file).read_text(encoding="utf-8").replace(workdir, WORKDIR).encode()
+                entry = tarfile.TarInfo(f"{name}/{file}")
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text))
     return found.getvalue()
+
+
+def workdir_of(job: str, arguments: Sequence[str]) -> str:
+    """The workdir of all jobs, of what one was run with."""
+    return arguments[-1].removeprefix("--workdir=").removesuffix(f"/{job}")

@@ -60,7 +60,7 @@ def write(
     used = {job.name for study in studies for job in study.jobs}
     own = {name: one for name, one in results.items() if name in used}
     if own:
-        (out / packed.NAME).write_bytes(packed.packed(own, lambda text: _relative(text, results, out)))
+        (out / packed.NAME).write_bytes(packed.packed(own))
     for one in sections:
         if one.figure:
             (out / f"{one.study.name}.png").write_bytes(one.figure.png)

@@ -48,6 +48,13 @@ def test_tables_and_numbers_are_filled_in(fill, results):
     assert fill.filled(new, results) == new
 
 
+def test_the_report_with_more_seeds_goes_first(fill, results):
+    (results / "five-seeds").mkdir()
+    (results / "five-seeds" / "table4.md").write_text("More.\n")
+    shown = fill.re.sub("<!--.*?-->", "", fill.filled("<!-- results: table4 --><!-- end -->", results))
+    assert shown == "\nMore.\n"
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [

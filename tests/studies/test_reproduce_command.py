@@ -79,8 +79,7 @@ def test_what_was_packed_is_done_in_another_workdir(capsys, tmp_path, monkeypatc
     flags = ["--what=fine", "--seeds=0,1"]
     assert main(*flags, "--workdir=work") == 0
     printed = capsys.readouterr().out
-    archive = packed.packed(written[0], lambda text: text.replace(f"{tmp_path}/work", "WORKDIR"))
-    assert archive == packed.packed(written[0], lambda text: text.replace(f"{tmp_path}/work", "WORKDIR"))
+    archive = packed.packed(written[0])
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall("other", filter="data")
     left = {str(path.relative_to("other")) for path in pathlib.Path("other").rglob("*") if path.is_file()}
@@ -90,6 +89,7 @@ def test_what_was_packed_is_done_in_another_workdir(capsys, tmp_path, monkeypatc
     again = capsys.readouterr()
     assert again.out == printed
     assert "started" not in again.err
+    assert packed.packed(written[1]) == archive
 
 
 def test_list_says_what_would_run_and_starts_nothing(capsys, tmp_path):
