@@ -1,11 +1,20 @@
 """The documents say what docs/results says, and the script that puts it there does what it says."""
 
+import json
 import pathlib
+import tarfile
 
 import pytest
 from tiny_files import loaded
 
+from gfn_jax.studies import figures, report
+from gfn_jax.studies.found import Facts, Found
+from gfn_jax.studies.section import section
+from gfn_jax.studies.study import SEED
+from gfn_jax.studies.tables import studies
+
 ROOT = pathlib.Path(__file__).parents[2]
+PACKED = sorted((ROOT / "docs" / "results").rglob("jobs.tar.xz"))
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +89,26 @@ def test_the_check_fails_and_rewriting_mends(fill, results, tmp_path, monkeypatc
     assert fill.main([]) == 0
     assert document.read_text() == "<!-- value: table4; GFlowNet; accuracy_5 -->55.2<!-- end -->"
     assert fill.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("archive", PACKED, ids=lambda path: path.parent.name)
+def test_tables_are_made_of_what_is_packed_beside_them(archive, tmp_path, monkeypatch):
+    """Every cell and interval of them, by the studies as they are now."""
+    monkeypatch.setattr(figures, "draw", lambda *given: None)
+    with tarfile.open(archive) as files:
+        files.extractall(tmp_path, filter="data")
+    results = {}
+    for record in tmp_path.rglob("job.json"):
+        left = [
+            json.loads((record.parent / name).read_text()) for name in ("results.json", "questions.json", "job.json")
+        ]
+        results[str(record.parent.relative_to(tmp_path))] = Found(record.parent, *left)
+    seeds = tuple(sorted({int(found[1]) for found in map(SEED.search, results) if found}))
+    there, facts = studies("tiny", seeds), Facts("", "tiny", seeds, "", "", {})
+    tables = sorted(archive.parent.glob("*.csv"))
+    assert tables
+    for table in tables:
+        made = report._csv(section(there[table.stem], results, facts), results)
+        assert made == table.read_text(encoding="utf-8"), (
+            f"{table.name}: python -m gfn_jax.reproduce --out={table.parent}"
+        )
