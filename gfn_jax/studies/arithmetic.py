@@ -291,6 +291,7 @@ class Arithmetic:
             | {"arithmetic.min_length": 0, "arithmetic.stop_after_number": False},
             "no imitation at first": {"objective.imitation_steps": 0},
             "SubTB + VarGrad": both,
+            "SubTB + VarGrad, no imitation at first": {**both, "objective.imitation_steps": 0},
             "SubTB + VarGrad, lambda 0.9": {**both, "objective.subtb_lambda": 0.9},
             "TB, log Z learnt": {**only, "objective.terms.tb": 1.0},
             "DB + VarGrad": {**only, "objective.terms.db": 1.0, "objective.terms.vargrad": 0.5},
