@@ -37,10 +37,10 @@ from gfn_jax.commands.plan import (
     gathered,
     left_behind,
     merges,
-    parts_of_rows,
     read_again,
     readable,
     reward_passes,
+    rewarded_at_once,
     tables,
     tensor_share,
     times,
@@ -49,6 +49,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.decoder import LOGITS_AT_ONCE, VOCABULARY_BLOCK, empty_cache, init_params
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.language_model import LanguageModel
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.models.quantize import quantize_params
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.rewards.posterior import LONGEST_AT_ONCE, PIECE, prefixes_at_once
@@ -179,7 +180,7 @@ def memory(
 ) -> dict[str, int]:
     """Bytes a device by kind."""
     config, model = algorithm.given.sampling, constants.base.shape
-    split = parts_of_rows(mesh)
+    split = parts_of(ROWS, mesh)
     share = tensor_share(model, mesh, shape.prompt + shape.horizon)
     queries, sampling = config.queries // config.micro_batches, isinstance(algorithm, OnPolicy)
     kind = algorithm.given.cache_dtype
@@ -188,7 +189,7 @@ def memory(
         return nbytes(jax.eval_shape(lambda: empty_cache(model, rows, length, kind or dtype))) // split
 
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
-    worked_on = int(activations(algorithm, constants, state, shape, mesh.size) // split * share)
+    worked_on = int(activations(algorithm, constants, state, shape, mesh) // split * share)
     tables = (constants.queries, constants.query_log_weight, constants.rules)
     return {
         "base": bytes_per_device(constants.base.params, mesh, REST),
@@ -222,7 +223,7 @@ def traffic(
         algorithm.given.sampling,
         constants.base.params["embed"]["tokens"].dtype,
     )
-    parts, split = sampling.micro_batches, parts_of_rows(mesh)
+    parts, split = sampling.micro_batches, parts_of(ROWS, mesh)
     layers = bytes_per_device({"layers": constants.base.params["layers"]}, gathered(mesh))
     again = bytes_per_device({"layers": read_again(constants.base.params, algorithm.given.remat)}, gathered(mesh))
     adapter = bytes_per_device({"trainable": state.trainable}, mesh)
@@ -265,7 +266,9 @@ def copied(
     return bytes_per_device({"layers": kernels}, mesh)
 
 
-def activations(algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, devices: int) -> int:
+def activations(
+    algorithm: Any, constants: Constants, state: TrainState, shape: StepShape, mesh: jax.sharding.AbstractMesh
+) -> int:
     """Bytes of a micro-batch's activations on all devices together, by the formula above."""
     model = constants.base
     plain = dataclasses.replace(algorithm, given=dataclasses.replace(algorithm.given, remat="none"))
@@ -274,23 +277,19 @@ def activations(algorithm: Any, constants: Constants, state: TrainState, shape: 
     budget = algorithm.given.sampling
     logits = budget.queries // budget.micro_batches * budget.samples * shape.horizon * shape.allowed
     # Where they are read off a few columns at a time nothing of them is kept: a part, and its gradient, are worked on.
-    part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * devices) if logits > LOGITS_AT_ONCE else 0
+    part_of_logits = 8 * min(logits, LOGITS_AT_ONCE * mesh.size) if logits > LOGITS_AT_ONCE else 0
     layer = (without / 4 + (without - kept) / 2) / model.shape.num_layers
     backward = kept + round(layer) + part_of_logits
     if not contexts(constants.prepared) or not isinstance(algorithm, OnPolicy):
         return backward
-    part = dataclasses.replace(
-        shape,
-        queries=shape.queries // algorithm.given.sampling.micro_batches,
-        samples=algorithm.given.sampling.fresh_samples,
-    )
-    return max(backward, reward_activations(model.shape, part, model.params["embed"]["tokens"].dtype, devices))
+    part, dtype = rewarded_at_once(algorithm, shape), model.params["embed"]["tokens"].dtype
+    return max(backward, reward_activations(model.shape, part, dtype, parts_of(ROWS, mesh)))
 
 
-def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype, devices: int) -> int:
-    """Bytes that the reward of one micro-batch works on at once, on all devices together."""
+def reward_activations(model: ModelConfig, part: StepShape, dtype: jnp.dtype, split: int) -> int:
+    """Bytes that the reward of one micro-batch works on at once, on all devices together; `split` share rows."""
     if part.horizon - 1 <= LONGEST_AT_ONCE:
-        at_once, behind = part.horizon, prefixes_at_once(part.rows // devices, part.horizon, part.answer)
+        at_once, behind = part.horizon, prefixes_at_once(part.rows // split, part.horizon, part.answer)
     else:
         at_once = behind = PIECE
     packed = max(at_once, behind * (part.answer - 1))  # Z is read first, then Y behind its prefixes

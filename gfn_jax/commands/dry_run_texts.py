@@ -19,7 +19,6 @@ from gfn_jax.commands.plan import (
     exchanged,
     gathered,
     left_behind,
-    parts_of_rows,
     read_again,
     tables,
     tensor_share,
@@ -30,6 +29,7 @@ from gfn_jax.models.decoder import init_params
 from gfn_jax.models.flops import Flops, text_flops
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import LoraConfig, init_lora
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.runs.config import read_finetuning, read_pretraining
 from gfn_jax.runs.finetuning import check_seq_length, finetuning_algorithm
 from gfn_jax.runs.opening import count
@@ -146,7 +146,7 @@ def memory(plan: Texts) -> dict[str, int]:
     mesh, algorithm = plan.mesh, plan.algorithm
     moments = jax.eval_shape(make_optimizer(plan.optimizer).init, plan.trainable)
     trained = bytes_per_device({"trainable": plan.trainable}, mesh)
-    share = tensor_share(algorithm.shape, mesh, plan.length) / parts_of_rows(mesh)
+    share = tensor_share(algorithm.shape, mesh, plan.length) / parts_of(ROWS, mesh)
     return {
         **({} if plan.base is None else {"base": bytes_per_device(plan.base, mesh, REST)}),
         "weights" if plan.base is None else "adapter": trained,

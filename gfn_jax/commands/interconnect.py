@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from gfn_jax.algorithms.on_task import OnPolicy
-from gfn_jax.commands.plan import gathered, merges, parts_of_rows, read_again, reward_passes
+from gfn_jax.commands.plan import gathered, merges, read_again, reward_passes
 from gfn_jax.models.config import ModelConfig, Remat
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import LoraConfig
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.training.mesh import bytes_per_device
 from gfn_jax.types import Params, PyTree, TrainState
@@ -57,7 +58,7 @@ class Traffic:
     @property
     def rows(self) -> int:
         """Devices that share the rows out."""
-        return parts_of_rows(self.mesh)
+        return parts_of(ROWS, self.mesh)
 
     def layers(self, passes: int, adapter: bool = True) -> Sent:
         """Kernels, and perhaps the adapter, gathered for so many passes."""

@@ -1,5 +1,6 @@
 """What the estimates of every kind of run have in common: a model's shape, sizes, and how they are said."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from gfn_jax.models.config import KEPT, ModelConfig, Remat
 from gfn_jax.models.families import read_settings
 from gfn_jax.models.flops import StepShape
 from gfn_jax.models.lora import merging_pays
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.models.tensor_files import read_json
 from gfn_jax.policy.constraint import Constants
 from gfn_jax.rewards.posterior import layer_passes
@@ -112,14 +114,14 @@ def merges(algorithm: Any, constants: Constants, state: TrainState, shape: StepS
 
 def reward_passes(algorithm: Any, shape: StepShape, mesh: jax.sharding.AbstractMesh) -> int:
     """How often a step's rewards go through the layers of one base, at most."""
-    parts = algorithm.given.sampling.micro_batches
-    rows = shape.queries // parts * algorithm.given.sampling.fresh_samples // parts_of_rows(mesh)
-    return parts * layer_passes(rows, shape.horizon, shape.answer)
+    rows = rewarded_at_once(algorithm, shape).rows // parts_of(ROWS, mesh)
+    return algorithm.given.sampling.micro_batches * layer_passes(rows, shape.horizon, shape.answer)
 
 
-def parts_of_rows(mesh: jax.sharding.AbstractMesh) -> int:
-    """Devices that share the rows out."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def rewarded_at_once(algorithm: Any, shape: StepShape) -> StepShape:
+    """The sizes of what one pass of a reward scores: the fresh rows of a micro-batch."""
+    sampling = algorithm.given.sampling
+    return dataclasses.replace(shape, queries=shape.queries // sampling.micro_batches, samples=sampling.fresh_samples)
 
 
 def readable(size: float) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from gfn_jax.models.partition import ROWS
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.types import PyTree
 
 _log = logging.getLogger("gfn_jax")
@@ -64,7 +64,7 @@ def gather(tree: PyTree) -> PyTree:
 
 def _devices(weights: PyTree) -> int:
     mesh = _mesh(weights)
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh is None else parts_of(ROWS, mesh)
 
 
 def _mesh(weights: PyTree) -> Mesh | AbstractMesh | None:

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
@@ -40,9 +41,9 @@ def split_rows(x: Array) -> Array:
     return constrain(x, ROWS)
 
 
-def parts_of(axes: Axes) -> int:
-    """Into how many parts the ambient mesh splits what lies over `axes`; 1 without a mesh."""
-    shape = jax.sharding.get_abstract_mesh().shape
+def parts_of(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Into how many parts a mesh, by default the ambient one, splits what lies over `axes`; 1 without a mesh."""
+    shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
     names = () if axes is None else (axes,) if isinstance(axes, str) else axes
     return math.prod(shape.get(name, 1) for name in names)
 

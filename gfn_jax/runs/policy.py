@@ -26,6 +26,7 @@ from gfn_jax.models.config import ModelConfig
 from gfn_jax.models.export import Origin, export_run_adapter
 from gfn_jax.models.language_model import LanguageModel
 from gfn_jax.models.lora import Lora
+from gfn_jax.models.partition import ROWS, parts_of
 from gfn_jax.models.tensor_files import resolve
 from gfn_jax.objectives import Objective
 from gfn_jax.objectives.mixture import WHOLE
@@ -267,7 +268,7 @@ def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.Abs
     Raises:
         ValueError: neither the queries nor the samples of each divide.
     """
-    queries, parts = sampling.queries // sampling.micro_batches, math.prod(mesh.shape[axis] for axis in meshes.ROWS)
+    queries, parts = sampling.queries // sampling.micro_batches, parts_of(ROWS, mesh)
     copies = parts // math.gcd(queries, parts)
     if sampling.fresh_samples % copies or sampling.samples % copies:
         raise ValueError(

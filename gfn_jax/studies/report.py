@@ -57,10 +57,8 @@ def write(
     texts = {name: _relative(text, results, out) for name, text in texts.items()}
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
-    used = {job.name for study in studies for job in study.jobs}
-    own = {name: one for name, one in results.items() if name in used}
-    if own:
-        (out / packed.NAME).write_bytes(packed.packed(own))
+    if results:
+        (out / packed.NAME).write_bytes(packed.packed(results))
     for one in sections:
         if one.figure:
             (out / f"{one.study.name}.png").write_bytes(one.figure.png)

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gfn_jax.models.partition import ROWS, TENSOR
+from gfn_jax.models.partition import ROWS, TENSOR, parts_of
 from gfn_jax.sections import Range
 from gfn_jax.types import PyTree
 
@@ -140,7 +140,7 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rule
         raise ValueError(f"the sharding rule {spec} has more dimensions than {path!r} of shape {shape}")
     kept = []
     for size, axes in zip(shape, spec):
-        parts = math.prod(mesh.shape[axis] for axis in _names(axes))
+        parts = parts_of(axes, mesh)
         if size % parts:
             _log_dropped(path, shape, size, axes, parts)
             axes = None
@@ -158,7 +158,7 @@ def bytes_per_device(tree: PyTree, mesh: Mesh | AbstractMesh, rules: Rules = RUL
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = partition(name, leaf.shape, mesh, rules)
-        total += nbytes(leaf) // math.prod(mesh.shape[axis] for axes in spec for axis in _names(axes))
+        total += nbytes(leaf) // math.prod(parts_of(axes, mesh) for axes in spec)
     return total
 
 
@@ -198,7 +198,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_rows(rows: int, mesh: Mesh | AbstractMesh, what: str = "batch") -> None:
     """Raises ValueError where `rows` do not divide over the devices that share them."""
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    parts = parts_of(ROWS, mesh)
     if rows % parts:
         raise ValueError(
             f"a {what} of {rows} does not divide over {parts} devices (data={mesh.shape['data']} x "
@@ -208,10 +208,6 @@ def check_rows(rows: int, mesh: Mesh | AbstractMesh, what: str = "batch") -> Non
 
 def _asked(config: MeshConfig) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 @functools.cache  # says it once, however often the tree is looked at

@@ -196,7 +196,7 @@ EXPECTED = "base 40\nrun/seed-0 80\nrun/seed-1 81"
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_has_jobs_save_and_the_next_run_goes_on(tmp_path, number):
     first = command(tmp_path)
-    wait_until(lambda: (tmp_path / "run/seed-1/saved").exists())
+    wait_until(lambda: all((tmp_path / f"run/seed-{seed}/saved").exists() for seed in (0, 1)))
     first.send_signal(number)
     out, err = first.communicate(timeout=60)
     assert first.returncode == 128 + number
