@@ -1,7 +1,7 @@
 # Everything on a machine with Python >= 3.11:
 #   make arith   installs into .venv and runs the main job, its supervised rival first
 #   make reproduce   the paper's tables and figures on tiny worlds, one seed, with a report in runs/reproduce/report
-#   make test    installs, then lint, types, tests, and one short run from end to end
+#   make test    installs, then lint, types, tests, and one short run from end to end; make unit, make integration: a part
 #   make test-reference   on the paper's data and real tokenizers, if they lie in ../shared
 #   make test-scale   many devices and processes learn what one does, on every task and by every algorithm; crashes
 #   make test-torch   against transformers' own torch models and peft, which it installs beside the rest
@@ -18,8 +18,8 @@ TORCH := .venv/torch
 DOCS := .venv/docs
 SMOKE := runs/smoke
 
-.PHONY: help arith reproduce test lint types unit smoke test-slow test-reference test-scale test-torch pretrain \
-	benchmark torch-peer docs notebook clean
+.PHONY: help arith reproduce test lint types unit integration smoke test-slow test-reference test-scale test-torch \
+	pretrain benchmark torch-peer docs notebook clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,7 +35,7 @@ arith: $(INSTALLED)
 reproduce: $(INSTALLED)
 	$(BIN)/python -m gfn_jax.reproduce --what=all --preset=tiny --seeds=0 --workdir=runs/reproduce
 
-test: lint types unit smoke docs
+test: lint types unit integration smoke docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -44,9 +44,16 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# In the order of the files: the one that takes longest comes first, not where few tests put it.
+# Whole runs, commands, and every method on every task: `make unit` is the rest. In the order of the files: the one that
+# takes longest comes first, not where few tests put it.
+WHOLE := tests/runs tests/conformance tests/commands
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
 unit: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) $(WHOLE:%=--ignore=%)
+
+integration: $(INSTALLED)
+	$(PYTEST) $(WHOLE)
 
 # A few steps of the main job, from a workdir that does not exist to its last line.
 smoke: $(INSTALLED)
