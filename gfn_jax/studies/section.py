@@ -23,7 +23,7 @@ class Section:
 
     Attributes:
         study: which.
-        setting: what was done, and which methods nobody has tuned.
+        setting: what was done, and what nobody has tuned.
         cells: its values.
         table, legend: they as a person reads them.
         lesson: the rule's line, or what is still to be run.
@@ -64,7 +64,7 @@ def section(study: Study, results: Results, facts: Facts) -> Section:
     seconds = sum(one.job.get("seconds", 0.0) for one in own.values())
     return Section(
         study=study,
-        setting=" ".join([study.setting, *_untuned(study)]),
+        setting=" ".join([study.setting, *_untuned(study, facts.preset)]),
         cells=found,
         table=tables.table(study, found, results),
         legend=tables.legend(study, found),
@@ -87,7 +87,9 @@ def command(job: Job) -> str:
     return shlex.join(["python", "-m", job.module, *arguments_of(job, pathlib.PurePath(WORKDIR))])
 
 
-def _untuned(study: Study) -> list[str]:
+def _untuned(study: Study, preset: str) -> list[str]:
+    if study.tuned and preset == "paper":
+        return ["Nothing was tuned: settings are those of the preset's configs."]
     missing = [name for task, names in study.tuned.items() for name in untuned(task, names)]
     return [f"Not tuned on validation: {', '.join(missing)}."] if missing else []
 

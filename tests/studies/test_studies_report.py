@@ -449,6 +449,8 @@ def test_methods_that_nobody_has_tuned_are_named():
     study = dataclasses.replace(SCATTER, tuned={"arithmetic": ("nobodys", "own")})
     assert section(study, {}, FACTS).setting == "Eight samples. Not tuned on validation: nobodys, own."
     assert section(SCATTER, {}, FACTS).setting == "Eight samples."
+    untuned = section(study, {}, dataclasses.replace(FACTS, preset="paper")).setting
+    assert untuned == "Eight samples. Nothing was tuned: settings are those of the preset's configs."
 
 
 def test_distributions_are_drawn_beside_their_target(tmp_path):
