@@ -68,7 +68,8 @@ test-reference: $(INSTALLED)
 	$(BIN)/pytest -m reference
 
 test-scale: $(INSTALLED)
-	$(BIN)/pytest -m scale
+	$(BIN)/pytest -n 2 -m scale tests/runs
+	$(BIN)/pytest -m scale tests/training
 
 test-torch: $(TORCH)
 	$(BIN)/pytest -n 2 tests/models/families tests/models/test_adapters.py tests/benchmarks
