@@ -116,6 +116,10 @@ def join(environ: Mapping[str, str]) -> None:
         _log.setLevel(logging.WARNING)
     if count > 1:
         _peers = Peers(rank, count)
+        if jax.default_backend() == "cpu":
+            # The first alone would find its programs on disk. XLA may order what one sends otherwise than in the same
+            # program newly compiled, and then both wait for ever.
+            jax.config.update("jax_enable_compilation_cache", False)
 
 
 class Peers:

@@ -139,3 +139,20 @@ def test_help(capsys):
     out = capsys.readouterr().out
     assert "What it does." in out
     assert "--processes" in out
+
+
+def test_programs_are_kept_for_one_process_and_not_for_two(command, tmp_path):
+    """On CPUs the first alone would read them: it, and who compiled them anew, could wait for each other for ever."""
+    programs = tmp_path / "programs"
+    program = f"""
+os.environ |= {{"JAX_COMPILATION_CACHE_DIR": "{programs}", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}}
+from gfn_jax.commands import cluster
+cluster.join_if_any()
+import jax
+print(jax.jit(lambda x: 2 * x)(jax.process_count()))
+"""
+    for processes in (2, 1):
+        child = command(program, f"--processes={processes}")
+        out, error = child.communicate(timeout=120)
+        assert (child.returncode, out) == (0, f"{2 * processes}\n"), error
+        assert programs.exists() == (processes == 1)
