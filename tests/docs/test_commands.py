@@ -152,7 +152,8 @@ def refused(command: Command, made: pathlib.Path) -> str | None:
     writes = ("--out", "--workdir") if kind(command) not in ("sample", "export", "certify") else ("--out",)
     for word in command.words:
         read = re.search(r"(?:^|=)((runs|out)/[\w./-]+)", word)
-        if read and not word.startswith(writes) and not (made / read[1]).exists() and read[2] == "runs":
+        # A folder of several runs, one a seed, may stand where a run is meant: only it has a config.
+        if read and read[2] == "runs" and not word.startswith(writes) and not (made / read[1] / "config.json").exists():
             return f"{read[1]} is not made before it in this document"
     values = parse(command)
     config = config_of(values)
