@@ -7,6 +7,7 @@
 (nats) are of those samples. It is what `gfn_jax.studies.baselines` measures for table 4, on other questions and seeds.
 """
 
+import copy
 import json
 import os
 import pathlib
@@ -35,7 +36,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON.")
 
 def measured(seed: int, questions: int) -> dict[str, dict[str, float]]:
     """Method -> metric -> value, by one seed of all that is sampled."""
-    config = CONFIG.value.copy_and_resolve_references()
+    config = copy.deepcopy(CONFIG.value)  # fields without a value stay references
     config.report = SPLIT.value
     config.evaluation.update(seed=seed, questions=questions, test_questions=questions)
     world = opened(read_policy_run(config), pathlib.Path())
