@@ -14,6 +14,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Mapping
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
@@ -63,13 +64,23 @@ def main(_: list[str]) -> None:
                 "seeds": runs,
             }
             pathlib.Path(OUTPUT.value).write_text(json.dumps(facts, indent=1) + "\n")
+    print(page(runs))
+    if OUTPUT.value:
+        text = f"```\n{page(runs)}\n```\n\n{facts['date']}, {facts['machine']}:\n\n    {facts['command']}\n"
+        pathlib.Path(OUTPUT.value).with_suffix(".md").write_text(text)
+
+
+def page(runs: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
+    """The means over seeds of the accuracies, in percent, and of how varied samples are; the file has all."""
     found = [*runs.values()]
-    columns = [*dict.fromkeys(metric for values in found[0].values() for metric in values)]
-    rows = [
-        (name, *(float(np.mean([one[name].get(metric, np.nan) for one in found])) for metric in columns))
-        for name in found[0]
-    ]
-    print(table((f"mean of {len(found)} seeds", *columns), rows))
+    columns = [f"{name}_{operands}" for name in ("accuracy", "right", "distinct") for operands in (3, 4, 5)]
+
+    def mean(name: str, metric: str) -> float | str:
+        values = [one[name][metric] for one in found if metric in one[name]]
+        return float(np.mean(values)) if values else "-"
+
+    rows = [(name, *(mean(name, metric) for metric in columns)) for name in found[0]]
+    return table((f"mean of {len(found)} seeds", *columns), rows)
 
 
 if __name__ == "__main__":
