@@ -3,8 +3,10 @@
     python benchmarks/arithmetic_base.py --questions=60 --seeds=0,1,2 --output=arithmetic_base.json
 
 `shots_K`: the vote over samples of the base with K demonstrations in its prompt, as in configs/arith.py.
-`posterior_mode`: the same vote over exact samples of p(Z | X, Y), by rejection; `right`, `distinct` and `mode_entropy`
-(nats) are of those samples. It is what `gfn_jax.studies.baselines` measures for table 4, on other questions and seeds.
+`posterior_mode`: the same vote over exact samples of p(Z | X, Y), by rejection; `best_of_n`: of ten rows of the base
+the one that the reward likes best. `right` (percent), `distinct` and `chain_entropy` (nats) are of single samples. The
+file has everything, a page beside it the accuracies. It is what `gfn_jax.studies.baselines` measures for table 4, on
+other questions and seeds.
 """
 
 import copy
@@ -32,7 +34,7 @@ CONFIG = config_flags.DEFINE_config_file("config", "configs/arith.py", "FILE:pre
 SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Whose questions.")
 flags.DEFINE_integer("questions", 60, "Of each number of operands.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Of all that is sampled.")
-OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON.")
+OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON, and the page beside it.")
 
 
 def measured(seed: int, questions: int) -> dict[str, dict[str, float]]:
@@ -64,9 +66,10 @@ def main(_: list[str]) -> None:
                 "seeds": runs,
             }
             pathlib.Path(OUTPUT.value).write_text(json.dumps(facts, indent=1) + "\n")
-    print(page(runs))
+    shown = page(runs)
+    print(shown)
     if OUTPUT.value:
-        text = f"```\n{page(runs)}\n```\n\n{facts['date']}, {facts['machine']}:\n\n    {facts['command']}\n"
+        text = f"```\n{shown}\n```\n\n{facts['date']}, {facts['machine']}:\n\n    {facts['command']}\n"
         pathlib.Path(OUTPUT.value).with_suffix(".md").write_text(text)
 
 

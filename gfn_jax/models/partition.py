@@ -42,10 +42,14 @@ def split_rows(x: Array) -> Array:
 
 
 def parts_of(axes: Axes, mesh: Mesh | AbstractMesh | None = None) -> int:
-    """Into how many parts a mesh, by default the ambient one, splits what lies over `axes`; 1 without a mesh."""
+    """Into how many parts a mesh, by default the ambient one, splits what lies over `axes`; 1 without a mesh.
+
+    Raises:
+        KeyError: the mesh has no such axis.
+    """
     shape = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return math.prod(shape.get(name, 1) for name in names)
+    names = () if axes is None or not shape else (axes,) if isinstance(axes, str) else axes
+    return math.prod(shape[name] for name in names)
 
 
 def repeat_rows(x: Array, repeats: int) -> Array:
