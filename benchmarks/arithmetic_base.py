@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import numpy as np
 from absl import app, flags, logging
@@ -49,6 +49,7 @@ def measured(seed: int, questions: int) -> dict[str, dict[str, float]]:
 
 def main(_: list[str]) -> None:
     """Measures every seed, writes what there is after each, and prints the table of their means."""
+    cli.configure_jax()
     logging.set_verbosity(logging.WARNING)
     cli.check_counts(flags.FLAGS, "questions")
     questions, runs = flags.FLAGS.questions, {}

@@ -24,7 +24,7 @@ TEXT = {"what": (None, "what is measured"), "workdir": (None, "where the job wri
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cli.run(argv, doc, parse, lambda values: prepare(values, argv), listen=lambda values: progress(values.debug))
 
 

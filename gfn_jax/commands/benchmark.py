@@ -49,6 +49,7 @@ class BenchmarkConfig:
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code. No program is kept: what a first call takes is its compilation."""
+    cli.configure_jax(keep=False)
     return cli.run(argv, doc, parse, prepare)
 
 

@@ -30,7 +30,7 @@ TWISTS = ("none", "unit", "answer", "flow", "value")
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cluster.run(argv, doc, parse, prepare)
 
 

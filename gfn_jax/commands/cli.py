@@ -6,6 +6,8 @@ in one line and exit code 1. Nothing here imports jax: a misspelt flag is answer
 """
 
 import contextlib
+import gc
+import importlib.util
 import os
 import pathlib
 import re
@@ -50,6 +52,7 @@ def run(
     """
     # Read when transformers is imported, which a config may do.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    gc.set_threshold(100_000)  # tracing makes objects by the million: to look among them every 700 costs a run 0.3 s
     debug = debugging(argv)
     expected: tuple[type[Exception], ...] = PARSING
     code = USAGE
@@ -88,10 +91,32 @@ def show(texts: Iterable[str]) -> None:
             return
 
 
-def keep_programs() -> None:
-    """What is compiled is kept for the next command, if said before jax is imported, which a config may do."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+def configure_jax(keep: bool = True, optimization_level: int = 1) -> None:
+    """How jax compiles, if said before it is imported, which a config may do; what the environment says comes first.
+
+    Programs are kept for the next command, small ones too: to read the seventy of a run's beginning takes a second less
+    than to compile them. Where there are only CPUs, LLVM's dearest optimisations are left out: compiling takes half as
+    long, and steps do not (docs/BENCHMARKS.md).
+
+    Args:
+        keep: whether programs are kept.
+        optimization_level: LLVM's, on CPUs; at 0 compiling takes a sixth, and a step twice as long.
+    """
+    if keep:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    flags = f"--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level={optimization_level}"
+    given = os.environ.get("XLA_FLAGS", "")
+    if only_cpus() and flags not in given:
+        os.environ["XLA_FLAGS"] = f"{flags} {given}".strip()  # of a flag that is there twice the last counts
+
+
+def only_cpus() -> bool:
+    """Whether jax will find nothing but CPUs: it is told so, or no accelerator's package is installed."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def debugging(argv: list[str]) -> bool:

@@ -21,7 +21,7 @@ TEXT = {
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cluster.run(argv, doc, parse, prepare)
 
 

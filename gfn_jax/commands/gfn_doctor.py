@@ -15,7 +15,7 @@ from gfn_jax.studies import plan, pool
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cli.run(argv, doc, parse, prepare)
 
 

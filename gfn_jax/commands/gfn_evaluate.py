@@ -30,7 +30,7 @@ ASKED = ("evaluation", "data", "model", "mesh")  # sections of a run's config th
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cli.run(argv, doc, parse, prepare, listen=lambda values: progress(values.debug))
 
 

@@ -78,7 +78,7 @@ def main(argv: list[str], doc: str | None) -> int:
     if any(word in ("--help", "-h", "--helpfull", "-help") for word in argv):
         print(doc)
         return 0
-    cli.keep_programs()
+    cli.configure_jax()
     return cluster.run(
         argv,
         doc,

@@ -1,6 +1,5 @@
 """PosteriorBench: `python -m gfn_jax.posterior_bench`, its flags."""
 
-import os
 from collections.abc import Iterator
 
 from absl import flags
@@ -9,8 +8,6 @@ from gfn_jax.commands import cli, cluster
 from gfn_jax.commands.progress import progress
 
 BUDGETS = ("smoke", "small", "full", "tiny")
-# Compiling is most of a small budget's time; half of it without optimisation.
-FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 TEXT = {
     "methods": ("all", "names of methods, separated by commas"),
     "targets": ("all", "names of targets, separated by commas"),
@@ -21,7 +18,6 @@ TEXT = {
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
     return cli.run(argv, doc, parse, prepare, listen=lambda values: progress(values.debug))
 
 
@@ -41,8 +37,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
 def prepare(values: flags.FlagValues) -> Iterator[str]:
     """Checks the names; a target is built when its table is asked for."""
     cluster.alone()
-    if values.budget in ("smoke", "tiny"):
-        os.environ.setdefault("XLA_FLAGS", FAST_TO_COMPILE)
+    # Compiling is most of a small budget's time.
+    cli.configure_jax(optimization_level=0 if values.budget in ("smoke", "tiny") else 1)
     from gfn_jax.bench.methods import METHODS
     from gfn_jax.bench.run import Settings, run
     from gfn_jax.bench.targets import TARGETS

@@ -32,7 +32,7 @@ NOT_RUN = (
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cli.run(argv, doc, parse, lambda values: prepare(values, argv))
 
 

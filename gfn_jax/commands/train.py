@@ -22,7 +22,7 @@ LOG = "log.txt"  # in the workdir: what was printed
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cluster.run(
         argv,
         doc,

@@ -40,7 +40,7 @@ NUMBERS = {"trials": (8, "how many"), "workers": (2, "runs at once")}
 
 def main(argv: list[str], doc: str | None) -> int:
     """Runs the command and returns its exit code."""
-    cli.keep_programs()
+    cli.configure_jax()
     return cli.run(argv, doc, parse, lambda values: prepare(values, argv), listen=lambda values: progress(values.debug))
 
 

@@ -24,8 +24,8 @@ All arrays are float64 on the host; all logarithms in nats.
 import dataclasses
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.optimize import brentq
 from scipy.special import betaincinv, expit
 
 # Shares of the capital that are staked on every row, each with an eighth of the capital; with the rest the share
@@ -99,7 +99,7 @@ def lower_limit(x: Float[np.ndarray, " n"], risk: float) -> float:
         below *= 2
         if below > REACH:
             return 0.0
-    return float(mean * np.exp(-brentq(excess, 0.0, below, xtol=1e-10)))
+    return float(mean * np.exp(-scipy.optimize.brentq(excess, 0.0, below, xtol=1e-10)))
 
 
 def upper_limit(x: Float[np.ndarray, " n"], bound: float, risk: float) -> float:
@@ -125,7 +125,7 @@ def estimate_log_z(log_weight: Float[np.ndarray, " N"], exact: Float[np.ndarray,
         return expit(log_weight - log_z - shift).sum() - expit(shift + log_z - exact).sum()
 
     low, high = _range(log_weight, exact)
-    return float(brentq(balance, low, high))
+    return float(scipy.optimize.brentq(balance, low, high))
 
 
 def log_z_limits(
@@ -165,9 +165,9 @@ def log_z_limits(
 
     low, high = _range(log_weight, exact, *([] if log_z is None else [log_z]))
     if above(low) > 0:
-        ends[0] = max(ends[0], brentq(above, low, high, xtol=1e-8))
+        ends[0] = max(ends[0], scipy.optimize.brentq(above, low, high, xtol=1e-8))
     if len(exact) and below(high) > 0:
-        ends[1] = min(ends[1], brentq(below, low, high, xtol=1e-8))
+        ends[1] = min(ends[1], scipy.optimize.brentq(below, low, high, xtol=1e-8))
     return float(ends[0]), float(ends[1])
 
 

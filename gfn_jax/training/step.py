@@ -109,18 +109,16 @@ def learn(
     batches = collected.batches
     weights = jax.tree.map(lambda x: x.sum(0), jax.vmap(algorithm.weights)(batches))
 
-    def accumulate(total: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, None]:
+    def accumulate(total: PyTree, part: tuple[Array, PyTree]) -> tuple[PyTree, PyTree]:
         number, batch = part
         key = jax.random.fold_in(keys.dropout, number)
         value_and_grad = jax.value_and_grad(algorithm.loss, has_aux=True)
-        found = value_and_grad(state.trainable, constants, batch, weights, key)
-        return jax.tree.map(jnp.add, total, found), None
+        found, grads = value_and_grad(state.trainable, constants, batch, weights, key)
+        return jax.tree.map(jnp.add, total, grads), found
 
     numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
-    first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(algorithm.loss, state.trainable, constants, first, weights, keys.dropout)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes, state.trainable))
-    ((loss, measured), grads), _ = jax.lax.scan(accumulate, zeros, (numbers, batches))
+    grads, found = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, state.trainable), (numbers, batches))
+    loss, measured = jax.tree.map(lambda x: x.sum(0), found)
     updates, counted = optimizer.update(grads, state.opt_state, state.trainable)
     learnt = (optax.apply_updates(state.trainable, updates), counted)
     # Before the first update the optimizer does not even count: its schedule starts with the learning.

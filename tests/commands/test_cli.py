@@ -1,6 +1,7 @@
 """What all commands do alike: help, errors in one line, tracebacks if asked for, notes, and what they print."""
 
 import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -75,6 +76,41 @@ def test_what_is_misspelt_is_said_at_once(face, arguments):
     assert "sed" in lines[0]
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert not imported & {"jax", "orbax.checkpoint", "transformers", "numpy"}
+
+
+def test_on_cpus_programs_are_compiled_quickly_and_kept_unless_the_environment_says_otherwise():
+    """In a process of its own: the options are those that jax compiles with there."""
+    program = """
+from gfn_jax.commands import cli
+cli.configure_jax()
+cli.configure_jax()
+import jax
+from jax._src.compiler import get_compile_options
+options = get_compile_options(1, 1).executable_build_options.debug_options
+print(options.xla_backend_optimization_level, jax.config.jax_compilation_cache_dir)
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+
+    def said(**environment: str) -> list[str]:
+        line = [sys.executable, "-c", program]
+        return subprocess.run(line, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert said(HOME="/home", JAX_PLATFORMS="cpu") == ["1", "/home/.cache/gfn_jax/jax"]
+    given = {"XLA_FLAGS": "--xla_backend_optimization_level=2", "JAX_COMPILATION_CACHE_DIR": "/tmp/own"}
+    assert said(JAX_PLATFORMS="cpu", **given) == ["2", "/tmp/own"]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "installed", "only"),
+    [("cpu", "jax_plugins", True), ("cuda,cpu", "", False), ("", "jax_plugins", False), ("", "libtpu", False)],
+)
+def test_an_accelerator_is_compiled_for_as_ever(monkeypatch, platforms, installed, only):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("XLA_FLAGS", "--own=1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == installed or None)
+    cli.configure_jax()
+    assert cli.only_cpus() is only
+    assert (os.environ["XLA_FLAGS"] == "--own=1") is not only
 
 
 def test_what_nobody_reads_is_neither_printed_nor_made(monkeypatch):
