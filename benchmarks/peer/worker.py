@@ -48,6 +48,9 @@ def main() -> None:
         write(config, path)
         return
     if name == "jax":
+        from gfn_jax.commands.cli import configure_jax
+
+        configure_jax(keep=False)  # as commands compile
         from peer.ours import Ours
 
         side = Ours(config)

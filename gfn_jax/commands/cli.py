@@ -7,6 +7,7 @@ in one line and exit code 1. Nothing here imports jax: a misspelt flag is answer
 
 import contextlib
 import gc
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -28,6 +29,9 @@ ANOTHER = 75  # another process of the job has ended before it was done: EX_TEMP
 PARSING = (flags.Error, ValueError, KeyError, AttributeError, OSError)
 BUILDING = (ValueError, OSError, ImportError)
 RUNNING = (ValueError, OSError, RuntimeError)
+
+# The jaxlib that has the flags of `configure_jax`. XLA dies of one that it does not know.
+FLAGS_KNOWN_TO = "0.10."
 
 
 def run(
@@ -105,10 +109,10 @@ def configure_jax(keep: bool = True, optimization_level: int = 1) -> None:
     if keep:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    flags = f"--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level={optimization_level}"
+    quick = f"--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level={optimization_level}"
     given = os.environ.get("XLA_FLAGS", "")
-    if only_cpus() and flags not in given:
-        os.environ["XLA_FLAGS"] = f"{flags} {given}".strip()  # of a flag that is there twice the last counts
+    if only_cpus() and quick not in given and importlib.metadata.version("jaxlib").startswith(FLAGS_KNOWN_TO):
+        os.environ["XLA_FLAGS"] = f"{quick} {given}".strip()  # of a flag that is there twice the last counts
 
 
 def only_cpus() -> bool:

@@ -1,6 +1,7 @@
 """What all commands do alike: help, errors in one line, tracebacks if asked for, notes, and what they print."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import io
 import logging
@@ -111,6 +112,14 @@ def test_an_accelerator_is_compiled_for_as_ever(monkeypatch, platforms, installe
     cli.configure_jax()
     assert cli.only_cpus() is only
     assert (os.environ["XLA_FLAGS"] == "--own=1") is not only
+
+
+def test_an_xla_that_may_not_know_the_flags_gets_none(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": "0.12.0"}.__getitem__)
+    cli.configure_jax()
+    assert os.environ["XLA_FLAGS"] == ""
 
 
 def test_what_nobody_reads_is_neither_printed_nor_made(monkeypatch):
