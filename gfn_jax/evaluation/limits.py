@@ -24,7 +24,7 @@ All arrays are float64 on the host; all logarithms in nats.
 import dataclasses
 
 import numpy as np
-import scipy
+import scipy  # its `optimize` is imported when it is wanted, which takes a quarter of a second
 from jaxtyping import Float
 from scipy.special import betaincinv, expit
 
