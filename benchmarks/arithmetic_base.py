@@ -18,17 +18,11 @@ import sys
 import time
 from collections.abc import Mapping
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "gfn_jax" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from gfn_jax.commands import cli
-from gfn_jax.evaluation.report import table
-from gfn_jax.runs.config import read_policy_run
-from gfn_jax.studies.baselines import opened, posterior, prompting
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/arith.py", "FILE:preset")
 SPLIT = flags.DEFINE_enum("split", "test", ["validation", "test"], "Whose questions.")
@@ -39,6 +33,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Where to write the JSON, and the p
 
 def measured(seed: int, questions: int) -> dict[str, dict[str, float]]:
     """Method -> metric -> value, by one seed of all that is sampled."""
+    from gfn_jax.runs.config import read_policy_run
+    from gfn_jax.studies.baselines import opened, posterior, prompting
+
     config = copy.deepcopy(CONFIG.value)  # fields without a value stay references
     config.report = SPLIT.value
     config.evaluation.update(seed=seed, questions=questions, test_questions=questions)
@@ -49,7 +46,6 @@ def measured(seed: int, questions: int) -> dict[str, dict[str, float]]:
 
 def main(_: list[str]) -> None:
     """Measures every seed, writes what there is after each, and prints the table of their means."""
-    cli.configure_jax()
     logging.set_verbosity(logging.WARNING)
     cli.check_counts(flags.FLAGS, "questions")
     questions, runs = flags.FLAGS.questions, {}
@@ -76,6 +72,8 @@ def main(_: list[str]) -> None:
 
 def page(runs: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
     """The means over seeds of the accuracies, in percent, and of how varied samples are; the file has all."""
+    from gfn_jax.evaluation.report import table
+
     found = [*runs.values()]
     columns = [f"{name}_{operands}" for name in ("accuracy", "right", "distinct") for operands in (3, 4, 5)]
 
@@ -88,4 +86,5 @@ def page(runs: Mapping[int, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
+    cli.configure_jax()  # before jax is imported
     app.run(main)

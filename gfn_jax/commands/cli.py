@@ -100,7 +100,7 @@ def configure_jax(keep: bool = True, optimization_level: int = 1) -> None:
 
     Programs are kept for the next command, small ones too: to read the seventy of a run's beginning takes a second less
     than to compile them. Where there are only CPUs, LLVM's dearest optimisations are left out: compiling takes half as
-    long, and steps do not (docs/BENCHMARKS.md).
+    long, and steps about as long as before, some parts more and some less (docs/BENCHMARKS.md).
 
     Args:
         keep: whether programs are kept.

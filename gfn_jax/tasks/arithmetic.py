@@ -8,7 +8,6 @@ is -6.". The stop is Y's full stop, so that log q(stop | Z) starts from what the
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import jax
@@ -26,7 +25,7 @@ from gfn_jax.tasks.arithmetic_data import load_examples
 from gfn_jax.tasks.checking import check_positions, check_shots
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
-from gfn_jax.text.tokens import allowed_ids, encode_after, encode_each_after, pad_token
+from gfn_jax.text.tokens import allowed_ids, encode_after, pad_token
 from gfn_jax.types import Query, Rollout, Seeds, Tokens
 from gfn_jax.worlds.arithmetic_answers import right_chain
 from gfn_jax.worlds.arithmetic_examples import ArithmeticExample
@@ -157,16 +156,12 @@ class Arithmetic:
         def asked(example: ArithmeticExample) -> str:
             return example.hinted_question if hinted else example.question
 
-        def encode(prefixes: Iterable[str], texts: Iterable[str]) -> list[list[int]]:
-            return encode_each_after(self.tokenizer, list(prefixes), list(texts))
-
-        before = "".join(asked(each) + each.demonstration[len(each.question) :] for each in shown[:shots])
-        head = encode_after(self.tokenizer, "", before)
-        newlines = ["\n"] * len(examples)
-        contexts = encode(newlines, (example.question for example in examples))
-        prompts = [head + question for question in encode(newlines, map(asked, examples))]
+        encode = functools.partial(encode_after, self.tokenizer)
+        head = encode("", "".join(asked(each) + each.demonstration[len(each.question) :] for each in shown[:shots]))
+        contexts = [encode("\n", example.question) for example in examples]
+        prompts = [head + encode("\n", asked(example)) for example in examples]
         # The answer follows a number, whichever: its tokens do not depend on Z.
-        answers = encode((f"{each.question} 1" for each in examples), (each.answer_text for each in examples))
+        answers = [encode(f"{example.question} 1", example.answer_text) for example in examples]
         return Query(
             example_id=jnp.arange(len(examples)),
             prompt=pad_left(prompts, self.pad_id),
@@ -212,8 +207,7 @@ class Arithmetic:
             ValueError: a demonstration is longer than `max_length`.
         """
         seeds = self.splits["seeds"]
-        questions, written = [each.question for each in seeds], [each.completion for each in seeds]
-        completions = encode_each_after(self.tokenizer, questions, written)
+        completions = [encode_after(self.tokenizer, example.question, example.completion) for example in seeds]
         return make_seeds(range(len(seeds)), completions, self.stop_id, self.config.max_length)
 
     def question(self, split: str, example: int) -> str:

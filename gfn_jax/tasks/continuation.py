@@ -32,7 +32,7 @@ from gfn_jax.sections import Count, Natural
 from gfn_jax.tasks.task import TaskEntry
 from gfn_jax.text.batching import make_seeds, pad_left, pad_right
 from gfn_jax.text.joining import decode_after, leading_ids
-from gfn_jax.text.tokens import encode_each_after, stop_token, token_strings
+from gfn_jax.text.tokens import encode_after, stop_token, token_strings
 from gfn_jax.types import Query, Seeds
 from gfn_jax.worlds.stories import draw_stories
 
@@ -148,9 +148,7 @@ class Continuation:
 
     def queries(self, split: str) -> Query:
         """The policy and the reward read the same prompt; Y is the stop."""
-        texts = self.splits[split]
-        encoded = encode_each_after(self.tokenizer, [""] * len(texts), texts)
-        rows = [[*self.begin_ids, *ids] for ids in encoded]
+        rows = [[*self.begin_ids, *encode_after(self.tokenizer, "", text)] for text in self.splits[split]]
         prompt = pad_left(rows, self.stop_id)
         answer = pad_right([[self.stop_id]] * len(rows), self.stop_id)
         return Query(example_id=jnp.arange(len(rows)), prompt=prompt, context=prompt, answer=answer)

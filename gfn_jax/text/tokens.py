@@ -9,7 +9,7 @@ are ' 6', '<0x0A>' a newline) and no vocabulary's spelling is parsed here.
 Everything is plain Python and numpy, done once, when a run is built.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,25 +49,17 @@ def encode_after(tokenizer: "PreTrainedTokenizerFast", prefix: str, text: str) -
     Where the prefix's own tokens change once the text follows it (it ends inside a token of the joined text),
     there is no such split, and the text is tokenised by itself. Special tokens are never added.
     """
-    return encode_each_after(tokenizer, [prefix], [text])[0]
+    head = _encode_prefix(tokenizer, prefix)
+    whole = tokenizer(prefix + text, add_special_tokens=False)["input_ids"]
+    if tuple(whole[: len(head)]) == head:
+        return whole[len(head) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def encode_each_after(
-    tokenizer: "PreTrainedTokenizerFast", prefixes: Sequence[str], texts: Sequence[str]
-) -> list[list[int]]:
-    """As `encode_after`, every text behind its own prefix, in few calls: thousands of texts are encoded by a task."""
-
-    def encoded(each: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(each), add_special_tokens=False)["input_ids"] if each else []
-
-    distinct = list(dict.fromkeys(prefixes))
-    heads = dict(zip(distinct, encoded(distinct), strict=True))
-    joined = encoded([prefix + text for prefix, text in zip(prefixes, texts, strict=True)])
-    found = []
-    for prefix, text, whole in zip(prefixes, texts, joined, strict=True):
-        head = heads[prefix]
-        found.append(whole[len(head) :] if whole[: len(head)] == head else encoded([text])[0])
-    return found
+@functools.lru_cache(maxsize=64)
+def _encode_prefix(tokenizer: "PreTrainedTokenizerFast", prefix: str) -> tuple[int, ...]:
+    """Remembered: thousands of texts may continue the same prefix."""
+    return tuple(tokenizer(prefix, add_special_tokens=False)["input_ids"])
 
 
 def stop_token(tokenizer: "PreTrainedTokenizerFast", stop: str) -> int:

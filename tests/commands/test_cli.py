@@ -79,7 +79,7 @@ def test_what_is_misspelt_is_said_at_once(face, arguments):
     assert not imported & {"jax", "orbax.checkpoint", "transformers", "numpy"}
 
 
-def test_on_cpus_programs_are_compiled_quickly_and_kept_unless_the_environment_says_otherwise():
+def test_on_cpus_programs_are_compiled_quickly_and_kept_unless_the_environment_says_otherwise(tmp_path):
     """In a process of its own: the options are those that jax compiles with there."""
     program = """
 from gfn_jax.commands import cli
@@ -96,9 +96,9 @@ print(options.xla_backend_optimization_level, jax.config.jax_compilation_cache_d
         line = [sys.executable, "-c", program]
         return subprocess.run(line, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()
 
-    assert said(HOME="/home", JAX_PLATFORMS="cpu") == ["1", "/home/.cache/gfn_jax/jax"]
-    given = {"XLA_FLAGS": "--xla_backend_optimization_level=2", "JAX_COMPILATION_CACHE_DIR": "/tmp/own"}
-    assert said(JAX_PLATFORMS="cpu", **given) == ["2", "/tmp/own"]
+    assert said(HOME=str(tmp_path), JAX_PLATFORMS="cpu") == ["1", f"{tmp_path}/.cache/gfn_jax/jax"]
+    given = {"XLA_FLAGS": "--xla_backend_optimization_level=2", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    assert said(JAX_PLATFORMS="cpu", **given) == ["2", str(tmp_path)]
 
 
 @pytest.mark.parametrize(

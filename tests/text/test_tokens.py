@@ -8,7 +8,7 @@ from tiny_tokenizers import BYTE_LEVEL, EVERY, SENTENCEPIECE
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gfn_jax.text.tokens import allowed_ids, encode_after, encode_each_after, token_strings
+from gfn_jax.text.tokens import allowed_ids, encode_after, token_strings
 
 ARITHMETIC = "0123456789+-=, ."
 TEXTS = ["6 - 0 = 6, 6 - 4 = 2.", "Zoë’s 3 cats,\nand  no dogs 🙂!", "x=-1 == y", "\tdo .not ' tidy n't ."]
@@ -99,14 +99,6 @@ def test_continuation_differs_from_the_text_alone(sentencepiece):
 def test_continuation_inside_a_token_is_tokenised_alone(byte_level):
     assert byte_level.convert_ids_to_tokens(encode_after(byte_level, "to day", "light")) == ["light"]
     assert byte_level.convert_ids_to_tokens(encode_after(byte_level, "a ", "to the")) == ["to", "Ġthe"]
-
-
-def test_many_texts_behind_their_prefixes_are_encoded_as_one_by_one(byte_level):
-    prefixes, texts = ["to day", "a ", "a", "a", ""], ["light", "to the", " to", "", "to day"]
-    alone = [encode_after(byte_level, prefix, text) for prefix, text in zip(prefixes, texts, strict=True)]
-    assert encode_each_after(byte_level, prefixes, texts) == alone
-    assert encode_each_after(byte_level, [], []) == []
-    assert alone[1] == encode_after(byte_level, "", "to the")
 
 
 def test_allowed_ids_against_every_token(tokenizer):
