@@ -4,10 +4,12 @@
 
 A run is started as a person would and killed at the line that says how long its first step took. `first step` is that
 line's number, compilation included; `in all` is from the command to the line; `CPU` is what the process has computed
-until then, all threads together. Linux only. Writes cold_start.md.
+until then, all threads together. `step's program` is what XLA alone takes to compile the step, CPU seconds, in a
+process of its own that has built the run and traced the step before. Linux only. Writes cold_start.md.
 """
 
 import argparse
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -18,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
-import jax
-
+from gfn_jax.commands import cli
 from gfn_jax.evaluation.report import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -33,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--configs", default="arith,rng", help="names of files in configs/, NAME or NAME:PRESET")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--compile", help="compile the step of this one config, and say how long it took")
     return parser.parse_args()
 
 
@@ -46,10 +49,8 @@ def to_first_step(name: str, programs: pathlib.Path) -> tuple[float, float, floa
     Raises:
         RuntimeError: the run ended before.
     """
-    file, _, preset = name.partition(":")
-    config = f"configs/{file}.py" + (f":{preset}" if preset else "")
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, "-m", "gfn_jax.launch", f"--config={config}", f"--workdir={workdir}/run"]
+        command = [sys.executable, "-m", "gfn_jax.launch", f"--config={config_of(name)}", f"--workdir={workdir}/run"]
         own = {"JAX_COMPILATION_CACHE_DIR": str(programs), "PYTHONUNBUFFERED": "1"}
         began = time.monotonic()
         run = subprocess.Popen(
@@ -67,15 +68,51 @@ def to_first_step(name: str, programs: pathlib.Path) -> tuple[float, float, floa
     raise RuntimeError(f"{name} ended with exit code {run.wait()} before its first step:\n{''.join(lines[-5:])}")
 
 
+def config_of(name: str) -> str:
+    """The config that is meant by NAME or NAME:PRESET."""
+    file, _, preset = name.partition(":")
+    return f"configs/{file}.py" + (f":{preset}" if preset else "")
+
+
+def compile_step(name: str) -> float:
+    """CPU seconds, all threads together, that XLA takes to compile a config's step in this process, as commands do."""
+    cli.configure_jax(keep=False)
+    from gfn_jax.commands import train
+    from gfn_jax.runs.build import build
+
+    with tempfile.TemporaryDirectory() as workdir:
+        values = train.parse([sys.argv[0], f"--config={config_of(name)}", f"--workdir={workdir}/run"])
+        run = build(values.config, pathlib.Path(values.workdir)).run
+        lowered = run.step_fn.lower(run.state, run.constants)
+        began = time.process_time()
+        lowered.compile()
+        return time.process_time() - began
+
+
+def compiled_in(name: str) -> float:
+    """`compile_step` in a process of its own, which finds nothing compiled."""
+    command = [sys.executable, __file__, f"--compile={name}"]
+    own = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    return float(subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True).stdout)
+
+
 def cpu_seconds(process: int) -> float:
     """User and system time of a process so far."""
     fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def middle(values: Sequence[float]) -> str:
+    """The median, as it is shown."""
+    return f"{statistics.median(values):.1f}"
+
+
 def main() -> None:
     """Measures every config, cold and then warm, and prints the medians."""
     options = parse()
+    if options.compile:
+        print(compile_step(options.compile))
+        return
     rows = []
     for name in options.configs.split(","):
         found: dict[str, list[tuple[float, float, float]]] = {"cold": [], "warm": []}
@@ -83,11 +120,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as programs:
                 for which in found:
                     found[which].append(to_first_step(name, pathlib.Path(programs)))
+        step = {"cold": middle([compiled_in(name) for _ in range(options.repeats)]), "warm": ""}
         for which, runs in found.items():
-            medians = [f"{statistics.median(values):.1f}" for values in zip(*runs, strict=True)]
-            rows.append([name, which, *medians])
-    page = table(["config", "programs", "first step, s", "in all, s", "CPU, s"], rows)
-    facts = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} vCPUs, jax {jax.__version__}"
+            rows.append([name, which, *map(middle, zip(*runs, strict=True)), step[which]])
+    page = table(["config", "programs", "first step, s", "in all, s", "CPU, s", "step's program, s"], rows)
+    versions = f"jax {importlib.metadata.version('jax')}"
+    facts = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} vCPUs, {versions}"
     text = f"```\n{page}\n```\n\nMedians of {options.repeats}; {facts}:\n\n    {' '.join(['python', *sys.argv])}\n"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "cold_start.md").write_text(text)
