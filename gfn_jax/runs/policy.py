@@ -56,6 +56,7 @@ from gfn_jax.training.step import (
     init_state,
     make_step,
     make_step_halves,
+    make_step_parts,
     step_of_halves,
 )
 from gfn_jax.training.writers import METRICS, make_writers
@@ -280,12 +281,19 @@ def prompt_copies(sampling: Sampling, mesh: jax.sharding.Mesh | jax.sharding.Abs
 
 
 def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Callable:
-    """One compiled program a step; with a reward on the host, one on either side of it."""
+    """One compiled program a step; with a reward on the host, one on either side of it.
+
+    Where processes share their CPUs, one collects and one learns. There XLA begins what is sent behind a loop while the
+    loop is still sending, on some devices and not on others: what one sends as a row of the buffer another may take for
+    a gradient, or all wait for ever (seen with `ctl`, whose batches do not need the buffer).
+    """
     out, first = (placed, meshes.replicated(mesh)), parts.sampling.first_update
-    if parts.host_reward is None:
-        step = make_step(parts.algorithm, parts.optimizer, first)
-        return jax.jit(step, donate_argnums=0, out_shardings=out)
-    return step_of_halves(make_sample(parts), make_update(parts, placed, mesh))
+    if parts.host_reward is not None:
+        return step_of_halves(make_sample(parts), make_update(parts, placed, mesh))
+    if meshes.processes_of_cpus():
+        collect, learn = make_step_parts(parts.algorithm, parts.optimizer, first)
+        return step_of_halves(jax.jit(collect), jax.jit(learn, donate_argnums=0, out_shardings=out))
+    return jax.jit(make_step(parts.algorithm, parts.optimizer, first), donate_argnums=0, out_shardings=out)
 
 
 def make_sample(parts: Parts) -> Sample:

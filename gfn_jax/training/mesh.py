@@ -114,6 +114,11 @@ def use_mesh(config: MeshConfig) -> Mesh:
     return mesh
 
 
+def processes_of_cpus() -> bool:
+    """Whether several processes compute on CPUs, which send to each other by Gloo."""
+    return jax.process_count() > 1 and jax.default_backend() == "cpu"
+
+
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     """The mesh without its devices, to plan for machines that are not here; -1 counts those that are."""
     return AbstractMesh(mesh_sizes(config, jax.device_count()), AXES)

@@ -7,7 +7,7 @@ accumulated over micro-batches is the full batch's exactly, whatever the normali
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,11 @@ from jaxtyping import Array, Float
 from gfn_jax.interfaces import Algorithm, Interruptible
 from gfn_jax.types import Collected, Keys, PyTree, Rollout, Sampled, TrainState
 
+Found = TypeVar("Found", Collected, Sampled)
 Metrics = dict[str, Float[Array, ""]]
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Collect = Callable[[TrainState, Any], Collected]
+Learn = Callable[[TrainState, Any, Collected], tuple[TrainState, Metrics]]
 Sample = Callable[[TrainState, Any], Sampled]
 Update = Callable[[TrainState, Any, Sampled], tuple[TrainState, Metrics]]
 
@@ -45,13 +48,22 @@ def make_step(algorithm: Algorithm, optimizer: optax.GradientTransformation, fir
         optimizer: from the gradient to its update.
         first_update: the first step that learns; those before only collect.
     """
+    return step_of_halves(*make_step_parts(algorithm, optimizer, first_update))
 
-    def step(state: TrainState, constants: Any) -> tuple[TrainState, Metrics]:
+
+def make_step_parts(
+    algorithm: Algorithm, optimizer: optax.GradientTransformation, first_update: int = 0
+) -> tuple[Collect, Learn]:
+    """A step as two functions: what collects, and what learns from it; arguments as of `make_step`."""
+
+    def collect(state: TrainState, constants: Any) -> Collected:
+        return algorithm.collect(state, constants, Keys.of(constants.root, state.step))
+
+    def learn_from(state: TrainState, constants: Any, collected: Collected) -> tuple[TrainState, Metrics]:
         keys = Keys.of(constants.root, state.step)
-        collected = algorithm.collect(state, constants, keys)
         return learn(algorithm, optimizer, first_update, state, constants, collected, keys)
 
-    return step
+    return collect, learn_from
 
 
 def make_step_halves(
@@ -70,9 +82,11 @@ def make_step_halves(
     return sample, update
 
 
-def step_of_halves(sample: Sample, update: Update) -> Step:
-    """A step in two halves, each compiled."""
-    return lambda state, constants: update(state, constants, sample(state, constants))
+def step_of_halves(
+    first: Callable[[TrainState, Any], Found], then: Callable[[TrainState, Any, Found], tuple[TrainState, Metrics]]
+) -> Step:
+    """A step of two functions, each perhaps compiled: the second is given what the first has found."""
+    return lambda state, constants: then(state, constants, first(state, constants))
 
 
 def hosted_sample(sample: Sample, host_reward: Callable[[np.ndarray, Rollout], np.ndarray]) -> Sample:

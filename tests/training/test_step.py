@@ -1,9 +1,11 @@
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from gfn_jax.models.lora import LoraConfig
 from gfn_jax.objectives.mixture import Objective
 from gfn_jax.policy.constraint import Constants, Rules, make_constraint
 from gfn_jax.rewards import TableReward
+from gfn_jax.runs.policy import make_run_step
 from gfn_jax.training import mesh as meshes
 from gfn_jax.training.optimizer import OptimizerConfig, make_optimizer
 from gfn_jax.training.step import hosted_sample, init_state, make_step, make_step_halves, step_of_halves
@@ -234,6 +237,29 @@ def test_eight_devices_make_the_step_of_one():
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_processes_of_cpus_collect_by_one_program_and_learn_by_another(monkeypatch):
+    """In one program XLA would mix up what they send; the step is the same."""
+    algorithm, optimizer, constants, state = build()
+    mesh = meshes.make_mesh(meshes.MeshConfig())
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    parts = types.SimpleNamespace(
+        algorithm=algorithm, optimizer=optimizer, sampling=algorithm.given.sampling, host_reward=None
+    )
+    whole = make_run_step(parts, placed, mesh)
+    monkeypatch.setattr(meshes, "processes_of_cpus", lambda: True)
+    two = make_run_step(parts, placed, mesh)
+    assert hasattr(whole, "lower")
+    assert not hasattr(two, "lower")
+    copied = jax.tree.map(jnp.copy, state)  # the steps are given away what they start from
+    (one_state, one_metrics), (two_state, two_metrics) = whole(state, constants), two(copied, constants)
+    assert one_metrics.keys() == two_metrics.keys()
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        (one_state.trainable, one_state.memory, one_metrics),
+        (two_state.trainable, two_state.memory, two_metrics),
+    )
 
 
 def test_what_the_host_adds_is_part_of_the_reward():
