@@ -18,7 +18,7 @@ from jaxtyping import Float
 from gfn_jax.environments import NoTool
 from gfn_jax.evaluation.infilling_exact import Listed, distances, divergence, list_sentences, log_posterior
 from gfn_jax.evaluation.judge import Judge
-from gfn_jax.evaluation.report import Findings, Sample, shown, table
+from gfn_jax.evaluation.report import GAP, Findings, Sample, shown, table
 from gfn_jax.evaluation.sampling import sample_completions
 from gfn_jax.evaluation.scoring import Scorer, padded
 from gfn_jax.evaluation.text_metrics import BertScore, bleu, gleu
@@ -326,7 +326,7 @@ class InfillingEvaluator:
         """The first sentences for the first stories; X is the story without them."""
         stories = self.task.splits["test"]
         return [
-            Sample(method, "test", f"{stories[number].beginning} [...] {stories[number].ending}", text)
+            Sample(method, "test", f"{stories[number].beginning} {GAP} {stories[number].ending}", text)
             for number, text in shown(self.texts(samples))
         ]
 

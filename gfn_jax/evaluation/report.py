@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from gfn_jax.models.language_model import LanguageModel
 
 RESULTS, QUESTIONS, SAMPLES = "results.json", "questions.json", "samples.jsonl"
+GAP = "[...]"  # in a question whose completion does not come last
 T = TypeVar("T")
 SHOWN_QUESTIONS, SHOWN_SAMPLES = 20, 4  # of each split, and of each of these
 
@@ -22,7 +23,7 @@ class Sample:
     Attributes:
         method: who wrote it, as in `Findings.methods`.
         split: of the question.
-        question: X as text.
+        question: X as text, and what follows Z, if anything does, behind GAP.
         completion: Z as text.
         right: whether it is; None where the task does not grade.
         answer: what was answered after it, where that is no part of it.

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gfn_jax.evaluation.report import SAMPLES
+from gfn_jax.evaluation.report import GAP, SAMPLES
 from gfn_jax.studies.study import Job, Results
 
 VERDICT = {True: "   [right]", False: "   [wrong]", None: ""}
@@ -34,10 +34,17 @@ def sampled(
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for method in methods:
             own = [row for row in rows if row["method"] == method and (right is None or row.get("right") is right)]
-            lines = [f"{row['question']}{row['completion']}{VERDICT[row.get('right')]}" for row in spread(own, count)]
+            lines = [
+                f"{told(row['question'], row['completion'])}{VERDICT[row.get('right')]}" for row in spread(own, count)
+            ]
             if lines:
                 texts.append((f"{job.name}, {method}" if method != "policy" else job.name, lines))
     return texts
+
+
+def told(question: str, completion: str) -> str:
+    """The completion behind its question, or in the gap that the question leaves."""
+    return question.replace(GAP, f"[{completion}]", 1) if GAP in question else question + completion
 
 
 def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from gfn_jax.studies import figures, report
 from gfn_jax.studies.found import Facts, Found
 from gfn_jax.studies.section import section
 from gfn_jax.studies.study import Column, Job, Row, Study
-from gfn_jax.studies.texts import distributions
+from gfn_jax.studies.texts import distributions, told
 
 OPERANDS = (Column("accuracy_3", "3 operands"), Column("accuracy_5", "5 operands", digits=2))
 KL = Column("kl", "KL(q|p), nats", better="less", scientific=True)
@@ -479,3 +479,10 @@ def test_distributions_are_drawn_beside_their_target(tmp_path):
     assert "later" not in texts
     none = dataclasses.replace(study, distributions=lambda found: {})
     assert figures.draw(none, tables.cells(study, results), results) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"), [("1 + 1 =", "1 + 1 = 2"), ("He left. [...] He came back.", "He left. [ 2] He came back.")]
+)
+def test_a_sample_is_told_behind_its_question_or_in_its_gap(question, shown):
+    assert told(question, " 2") == shown
