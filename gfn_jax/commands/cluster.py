@@ -117,9 +117,9 @@ def join(environ: Mapping[str, str]) -> None:
     if count > 1:
         _peers = Peers(rank, count)
         if jax.default_backend() == "cpu":
-            # The first alone would find its programs on disk. XLA may order what one sends otherwise than in the same
-            # program newly compiled, and then both wait for ever.
-            jax.config.update("jax_enable_compilation_cache", False)
+            from gfn_jax.training.mesh import keep_no_programs
+
+            keep_no_programs()
 
 
 class Peers:

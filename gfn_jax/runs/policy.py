@@ -285,7 +285,7 @@ def make_run_step(parts: Parts, placed: PyTree, mesh: jax.sharding.Mesh) -> Call
 
     Where processes share their CPUs, one collects and one learns. There XLA begins what is sent behind a loop while the
     loop is still sending, on some devices and not on others: what one sends as a row of the buffer another may take for
-    a gradient, or all wait for ever (seen with `ctl`, whose batches do not need the buffer).
+    a gradient, or all wait for ever (seen with `ctl` and `weighted_sft`).
     """
     out, first = (placed, meshes.replicated(mesh)), parts.sampling.first_update
     if parts.host_reward is not None:

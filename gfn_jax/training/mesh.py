@@ -15,6 +15,7 @@ import re
 from typing import Annotated
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -111,7 +112,19 @@ def use_mesh(config: MeshConfig) -> Mesh:
     """
     mesh = make_mesh(config)
     jax.set_mesh(mesh)
+    if mesh.size > 1 and jax.default_backend() == "cpu":
+        keep_no_programs()
     return mesh
+
+
+def keep_no_programs() -> None:
+    """From here on jax reads no compiled program from disk, and writes none.
+
+    What a program of several CPUs sends is sent in one order by all. XLA (jaxlib 0.10.2) holds a program to it that it
+    has just compiled, but not the same program read back, which may wait for ever in its first step.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which asks the flag once
 
 
 def processes_of_cpus() -> bool:

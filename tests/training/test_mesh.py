@@ -164,3 +164,24 @@ def test_rows_must_divide():
 @pytest.mark.parametrize("scenario", ["forward", "replay", "restore"])
 def test_eight_devices_do_what_one_does(scenario):
     assert run_with_eight_devices(scenario).strip() == "equal"
+
+
+def test_programs_of_several_cpus_are_not_kept_on_disk(tmp_path):
+    code = """
+import jax
+from gfn_jax.training import mesh
+jax.jit(lambda x: x + 1)(1.0)
+mesh.use_mesh(mesh.MeshConfig())
+jax.jit(lambda x: x * 3)(1.0)
+"""
+    kept = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        own = {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(folder),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        subprocess.run([sys.executable, "-c", code], env=os.environ | own, check=True, timeout=120)
+        kept[devices] = len(list(folder.glob("*-cache")))
+    assert kept[1] > kept[2] > 0  # on one device both, on two the one from before the mesh
